@@ -56,6 +56,9 @@ func (b *Batch) Empty() bool { return len(b.buf) <= batchHeader }
 // Size returns the encoded size in bytes.
 func (b *Batch) Size() int { return len(b.buf) }
 
+// Truncate takes back what was added since b had the given size.
+func (b *Batch) Truncate(size int) { b.buf = b.buf[:size] }
+
 // Bytes seals b and returns its encoding.
 func (b *Batch) Bytes() []byte {
 	binary.LittleEndian.PutUint32(b.buf, uint32(len(b.buf)-4))
