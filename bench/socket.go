@@ -170,7 +170,7 @@ func (f fanOut) join(ctx context.Context) (*members, error) {
 			return nil, err
 		}
 		m.sockets = append(m.sockets, s)
-		m.wg.Go(func() { m.read(i, f.counts) })
+		m.wg.Go(func() { m.read(i, s, f.counts) })
 	}
 	var err error
 	if m.http, err = dialHTTP(ctx, f.server.addr); err != nil {
@@ -231,9 +231,9 @@ func (m *members) failure(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (m *members) read(i int, counts func([]byte) bool) {
+func (m *members) read(i int, s *socket, counts func([]byte) bool) {
 	for {
-		message, err := m.sockets[i].read()
+		message, err := s.read()
 		if err != nil {
 			err = fmt.Errorf("member %d: %w", i, err)
 			m.lost.CompareAndSwap(nil, &err)
