@@ -1,0 +1,250 @@
+package durable
+
+import (
+	"encoding/json"
+	"iter"
+	"time"
+
+	"github.com/holdfast-run/holdfast/runtime/internal/host"
+)
+
+// A Socket is the WebSocket of one client. The connection is held by the node's front
+// door: it stays open while the object sleeps, and its messages wake the object. What the object
+// must remember about a client goes into the socket's [Attachment].
+//
+// A Socket belongs to the event that it was got in, like its [Tx]; another event finds
+// it again with [Tx.Sockets], or is given it.
+type Socket struct {
+	tx *Tx
+	s  host.Socket
+}
+
+// A SocketID names a socket for as long as it lives.
+type SocketID uint64
+
+// A Message is one WebSocket message.
+type Message struct {
+	Data   []byte
+	Binary bool // text otherwise
+}
+
+// Text makes a text message.
+func Text(s string) Message { return Message{Data: []byte(s)} }
+
+// Binary makes a binary message.
+func Binary(b []byte) Message { return Message{Data: b, Binary: true} }
+
+// JSON makes a text message of v's JSON. It panics if v has none, so v should be of a
+// type made for the wire.
+func JSON(v any) Message {
+	b, err := marshal(v)
+	if err != nil {
+		panic("durable: encode a message: " + err.Error())
+	}
+	return Message{Data: b}
+}
+
+// Decode reads a message of JSON into v. The error is an [ErrBadRequest].
+func (m Message) Decode(v any) error {
+	if err := json.Unmarshal(m.Data, v); err != nil {
+		return host.Errorf(host.CodeBadRequest, "the message does not decode: %v", err).Because(err)
+	}
+	return nil
+}
+
+// A CloseEvent is the end of a socket.
+type CloseEvent struct {
+	Code   int // 1006 if the connection dropped
+	Reason string
+	Clean  bool // both sides took leave
+}
+
+// AcceptOptions say how a socket is accepted. The zero value is fine.
+type AcceptOptions struct {
+	// Tags are up to 10 labels of up to 256 bytes by which [Tx.Sockets] and
+	// [Tx.Broadcast] find the socket.
+	Tags []string
+	// Subprotocols are those that the object speaks, most wanted first.
+	Subprotocols []string
+}
+
+// Accept answers the request of the running [Fetcher] hook by making it a WebSocket. The
+// handshake happens when the event has ended and its writes are durable, and messages that
+// were sent to the socket until then follow it.
+func (tx *Tx) Accept(o AcceptOptions) (*Socket, error) {
+	turn := tx.turn()
+	tags, err := checkTags(o.Tags)
+	if err != nil {
+		return nil, err
+	}
+	id, err := turn.Accept(host.AcceptOptions{Tags: tags, Subprotocols: o.Subprotocols})
+	if err != nil {
+		return nil, err
+	}
+	return tx.socket(id), nil
+}
+
+// Sockets yields the open sockets, oldest first; with a tag, only those that have it.
+// Sockets that are about to close may be among them.
+func (tx *Tx) Sockets(tag string) iter.Seq[*Socket] {
+	sockets := tx.turn().Sockets(tag)
+	return func(yield func(*Socket) bool) {
+		for _, s := range sockets {
+			if !yield(&Socket{tx: tx, s: s}) {
+				return
+			}
+		}
+	}
+}
+
+// Broadcast sends m to every socket that has the tag (all of them if it is ""), but
+// not to those in except. However many they are, the message is carried once.
+func (tx *Tx) Broadcast(m Message, tag string, except ...*Socket) {
+	turn := tx.turn()
+	if err := checkMessage(m); err != nil {
+		panic(err)
+	}
+	var ids []host.SocketID
+	for _, s := range except {
+		ids = append(ids, s.s.ID)
+	}
+	turn.Broadcast(host.Message(m), tag, ids)
+}
+
+// An AutoResponse is an answer that the front door gives to a text message that equals
+// Request, without waking the object.
+type AutoResponse struct{ Request, Response string }
+
+// SetAutoResponses replaces the object's automatic responses: up to 16 pairs of up to
+// 2,048 bytes each. They last as long as the object's sockets; Load is a good place to
+// set them.
+func (tx *Tx) SetAutoResponses(pairs ...AutoResponse) error {
+	turn := tx.turn()
+	if len(pairs) > host.MaxAutoResponses {
+		return host.Errorf(host.CodeTooLarge, "%d automatic responses, and an object has at most %d", len(pairs), host.MaxAutoResponses)
+	}
+	hp := make([]host.AutoResponse, len(pairs))
+	for i, p := range pairs {
+		if n := max(len(p.Request), len(p.Response)); n > host.MaxAutoResponseBytes {
+			return host.Errorf(host.CodeTooLarge, "an automatic response of %d bytes, and at most %d are allowed", n, host.MaxAutoResponseBytes)
+		}
+		hp[i] = host.AutoResponse(p)
+	}
+	return turn.SetAutoResponses(hp)
+}
+
+// ID returns the socket's ID.
+func (ws *Socket) ID() SocketID { return SocketID(ws.s.ID) }
+
+// Tags returns the tags that the socket was accepted with. They must not be modified.
+func (ws *Socket) Tags() []string { return ws.s.Tags }
+
+// Accepted returns when the socket was accepted.
+func (ws *Socket) Accepted() time.Time { return ws.s.Accepted }
+
+// AutoResponded returns when the last automatic response was sent to the client, or
+// the zero time.
+func (ws *Socket) AutoResponded() time.Time { return ws.s.AutoResponse }
+
+// Closing reports whether the socket is about to close: nothing can be sent any more.
+func (ws *Socket) Closing() bool { return ws.s.Closing }
+
+// Send sends a message to the client. It leaves when the event's writes so far are
+// durable. An error means that the socket is closed or the message over 32 MiB.
+func (ws *Socket) Send(m Message) error {
+	turn := ws.tx.turn()
+	if err := checkMessage(m); err != nil {
+		return err
+	}
+	return turn.Send(ws.s.ID, host.Message(m))
+}
+
+// Close closes the socket, after what was sent before. The code is one that may be sent
+// (1000 to 1003, 1007 to 1014, 3000 to 4999), the reason has at most 123 bytes. The close
+// event follows when the client has answered, or has not for too long.
+func (ws *Socket) Close(code int, reason string) error {
+	turn := ws.tx.turn()
+	switch {
+	case !validCloseCode(code):
+		return host.Errorf(host.CodeBadRequest, "%d is no close code that may be sent", code)
+	case len(reason) > host.MaxCloseReasonBytes:
+		return host.Errorf(host.CodeTooLarge, "the close reason has %d bytes, and a reason at most %d", len(reason), host.MaxCloseReasonBytes)
+	}
+	if err := turn.CloseSocket(ws.s.ID, code, reason); err != nil {
+		return err
+	}
+	ws.s.Closing = true
+	return nil
+}
+
+// An Attachment is what an object remembers of each of its sockets: one value of type V per
+// socket, at most 16 KiB of JSON, kept with the connection while the object sleeps.
+// Its name appears in errors only.
+type Attachment[V any] string
+
+// Get returns the socket's attachment, or the zero V if there is none.
+func (a Attachment[V]) Get(ws *Socket) V {
+	v, err := decodeJSON[V](ws.s.Attachment)
+	if err != nil {
+		panic(host.Errorf(host.CodeInternal, "attachment %q of a socket is not a %T: %v", string(a), v, err).Because(err))
+	}
+	return v
+}
+
+// Put sets the socket's attachment.
+func (a Attachment[V]) Put(ws *Socket, v V) {
+	turn := ws.tx.turn()
+	b, err := encodeJSON(v)
+	if err != nil {
+		panic(host.Errorf(host.CodeInternal, "encode attachment %q: %v", string(a), err).Because(err))
+	}
+	if len(b) > host.MaxAttachmentBytes {
+		fail(host.CodeTooLarge, "attachment %q has %d bytes, and an attachment at most %d", string(a), len(b), host.MaxAttachmentBytes)
+	}
+	ws.s.Attachment = b
+	// The only error left is that the socket is gone, and its attachment with it.
+	_ = turn.SetAttachment(ws.s.ID, b)
+}
+
+// socket returns the handle of a socket, which may be gone already.
+func (tx *Tx) socket(id host.SocketID) *Socket {
+	s, ok := tx.turn().Socket(id)
+	if !ok {
+		s = host.Socket{ID: id, Closing: true}
+	}
+	return &Socket{tx: tx, s: s}
+}
+
+// checkTags returns the tags without duplicates.
+func checkTags(tags []string) ([]string, error) {
+	var distinct []string
+	seen := make(map[string]bool, len(tags))
+	for _, t := range tags {
+		switch {
+		case t == "":
+			return nil, host.Errorf(host.CodeBadRequest, "a tag must not be empty")
+		case len(t) > host.MaxTagBytes:
+			return nil, host.Errorf(host.CodeTooLarge, "a tag of %d bytes, and a tag has at most %d", len(t), host.MaxTagBytes)
+		case !seen[t]:
+			seen[t] = true
+			distinct = append(distinct, t)
+		}
+	}
+	if len(distinct) > host.MaxTags {
+		return nil, host.Errorf(host.CodeTooLarge, "%d tags, and a socket has at most %d", len(distinct), host.MaxTags)
+	}
+	return distinct, nil
+}
+
+func checkMessage(m Message) error {
+	if len(m.Data) > host.MaxMessageBytes {
+		return host.Errorf(host.CodeTooLarge, "a message of %d bytes, and a message has at most %d", len(m.Data), host.MaxMessageBytes)
+	}
+	return nil
+}
+
+// validCloseCode reports whether a code may be sent: RFC 6455 keeps 1004 to 1006 and
+// 1015 for use inside of programs, and what else is below 3000 for its own future.
+func validCloseCode(code int) bool {
+	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
+}
