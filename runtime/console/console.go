@@ -1,0 +1,122 @@
+// Package console is the page that a node shows to whoever opens its address in a
+// browser, and the JSON behind that page:
+//
+//	GET /                    what this node is and what to try
+//	GET /console/api/status  a Status
+//
+// It only looks. It asks one small interface, Source, for everything it shows, changes
+// nothing, and shows no stored value and nothing that is secret. The page is one
+// embedded file that loads nothing from elsewhere; its content security policy names the
+// hashes of its own script and style and allows nothing else.
+package console
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// A Source tells the console about the node that it runs in. Its method is called for
+// every refresh of every open page, from any goroutine, so it should be cheap.
+type Source interface {
+	Status(ctx context.Context) Status
+}
+
+// Status is a node at one moment.
+type Status struct {
+	Version string    `json:"version"`
+	Node    string    `json:"node"`    // the node's ID
+	DataDir string    `json:"dataDir"` // where its data is
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+
+	Classes []Class  `json:"classes"`
+	Awake   int      `json:"awake"`   // objects in memory, of all classes
+	Objects []Object `json:"objects"` // some of these
+	Shards  []Shard  `json:"shards"`  // the replicas that this node holds
+}
+
+// Class is a class of objects that this node can run.
+type Class struct {
+	Name      string   `json:"name"`
+	Fetch     bool     `json:"fetch"`     // answers HTTP under /objects/{class}/{name}/
+	WebSocket bool     `json:"webSocket"` // takes WebSocket messages
+	Methods   []string `json:"methods"`
+}
+
+// Object is an object that is in memory.
+type Object struct {
+	Class   string    `json:"class"`
+	ID      string    `json:"id"`
+	Name    string    `json:"name,omitempty"`
+	Mailbox int       `json:"mailbox"` // events that wait for their turn
+	Sockets int       `json:"sockets"`
+	Held    int       `json:"held"` // outputs that wait at the gate
+	Idle    time.Time `json:"idleSince,omitzero"`
+}
+
+// Shard is a shard's replica on this node.
+type Shard struct {
+	ID      uint32 `json:"id"`
+	Leader  string `json:"leader"` // the leading node's ID, if one is known
+	Leads   bool   `json:"leads"`  // this node is the leader
+	Epoch   uint64 `json:"epoch"`
+	Applied uint64 `json:"applied"` // index of the last applied log entry
+}
+
+//go:embed page.html
+var page []byte
+
+// Handler serves the console.
+func Handler(source Source) http.Handler {
+	policy := "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'" +
+		"; script-src '" + hash("script") + "'; style-src '" + hash("style") + "'"
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Security-Policy", policy)
+		answer(w, "text/html; charset=utf-8", page)
+	})
+	mux.HandleFunc("GET /console/api/status", func(w http.ResponseWriter, r *http.Request) {
+		body, err := json.Marshal(listed(source.Status(r.Context())))
+		if err != nil { // a Status always encodes
+			panic(err)
+		}
+		answer(w, "application/json", body)
+	})
+	return mux
+}
+
+// listed makes every list one, so that readers never meet a null.
+func listed(s Status) Status {
+	s.Classes = append([]Class{}, s.Classes...)
+	for i := range s.Classes {
+		s.Classes[i].Methods = append([]string{}, s.Classes[i].Methods...)
+	}
+	s.Objects = append([]Object{}, s.Objects...)
+	s.Shards = append([]Shard{}, s.Shards...)
+	return s
+}
+
+func answer(w http.ResponseWriter, contentType string, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Cache-Control", "no-store")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(body) // a reader who left
+}
+
+// hash is the content security policy's source for the page's script or style element.
+func hash(element string) string {
+	_, rest, _ := bytes.Cut(page, []byte("<"+element+">"))
+	content, _, _ := bytes.Cut(rest, []byte("</"+element+">"))
+	sum := sha256.Sum256(content)
+	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
+}
