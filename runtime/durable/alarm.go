@@ -15,25 +15,24 @@ import (
 // While the hook runs there is no alarm. Setting one in it replaces whatever retries
 // would have followed. An object that needs more than one alarm uses a [Schedule].
 func (tx *Tx) SetAlarm(at time.Time) {
-	turn := tx.turn()
-	if !tx.event.class.info.Alarm {
+	if !tx.class.info.Alarm {
 		fail(host.CodeInternal, "class %q sets an alarm, but has no Alarm hook", tx.Class())
 	}
-	turn.SetSchedule(host.Schedule{At: checkTime(at)})
+	tx.turn.SetSchedule(host.Schedule{At: checkTime(at)})
 }
 
 // Alarm returns when the alarm is due, and whether there is one.
 func (tx *Tx) Alarm() (time.Time, bool) {
-	s, ok := tx.turn().Schedule("")
+	s, ok := tx.turn.Schedule("")
 	return s.At, ok
 }
 
 // DeleteAlarm removes the alarm and reports whether there was one.
-func (tx *Tx) DeleteAlarm() bool { return tx.turn().DeleteSchedule("") }
+func (tx *Tx) DeleteAlarm() bool { return tx.turn.DeleteSchedule("") }
 
 // AlarmInfo returns which alarm or schedule the event is. It is the zero AlarmInfo in
 // other events.
-func (tx *Tx) AlarmInfo() AlarmInfo { return tx.event.alarm }
+func (tx *Tx) AlarmInfo() AlarmInfo { return tx.alarm }
 
 // AlarmInfo tells one run of an alarm from another.
 type AlarmInfo struct {
@@ -134,7 +133,7 @@ func (s Schedule[T, Args]) Cron(tx *Tx, key, expr, zone string, args Args) error
 
 // Cancel removes the schedule with a key and reports whether there was one.
 func (s Schedule[T, Args]) Cancel(tx *Tx, key string) bool {
-	return tx.turn().DeleteSchedule(s.name(key))
+	return tx.turn.DeleteSchedule(s.name(key))
 }
 
 // A Scheduled is one schedule as it stands.
@@ -150,7 +149,7 @@ type Scheduled[Args any] struct {
 
 // Lookup returns the schedule with a key, and whether there is one.
 func (s Schedule[T, Args]) Lookup(tx *Tx, key string) (Scheduled[Args], bool) {
-	entry, ok := tx.turn().Schedule(s.name(key))
+	entry, ok := tx.turn.Schedule(s.name(key))
 	if !ok {
 		return Scheduled[Args]{}, false
 	}
@@ -159,7 +158,7 @@ func (s Schedule[T, Args]) Lookup(tx *Tx, key string) (Scheduled[Args], bool) {
 
 // List yields the schedules of this kind by key.
 func (s Schedule[T, Args]) List(tx *Tx) iter.Seq[Scheduled[Args]] {
-	entries := tx.turn().Schedules()
+	entries := tx.turn.Schedules()
 	return func(yield func(Scheduled[Args]) bool) {
 		for _, entry := range entries {
 			if kind, _ := splitName(entry.Name); kind == string(s) && !yield(s.scheduled(entry)) {
@@ -170,7 +169,7 @@ func (s Schedule[T, Args]) List(tx *Tx) iter.Seq[Scheduled[Args]] {
 }
 
 func (s Schedule[T, Args]) set(tx *Tx, entry host.Schedule, key string, args Args) {
-	turn, facts := tx.turn(), tx.event.class
+	facts := tx.class
 	if !facts.info.Schedules[string(s)] {
 		fail(host.CodeInternal, "class %q has no handler for schedule %q", facts.name, string(s))
 	}
@@ -185,7 +184,7 @@ func (s Schedule[T, Args]) set(tx *Tx, entry host.Schedule, key string, args Arg
 	if len(entry.Args) > host.MaxScheduleArgs {
 		fail(host.CodeTooLarge, "the arguments of schedule %q have %d bytes, and a schedule at most %d", entry.Name, len(entry.Args), host.MaxScheduleArgs)
 	}
-	turn.SetSchedule(entry)
+	tx.turn.SetSchedule(entry)
 }
 
 func (s Schedule[T, Args]) scheduled(entry host.Schedule) Scheduled[Args] {

@@ -171,16 +171,10 @@ type instance[T any] struct {
 	obj   T
 }
 
-// Handle runs one event. The Tx dies with it.
+// Handle runs one event.
 func (i *instance[T]) Handle(ctx context.Context, turn host.Turn, ev host.Event) error {
-	e := &event{turn: turn, class: &i.class.facts, obj: &i.obj}
-	e.tx.event = e
-	defer e.end()
-	return i.handle(ctx, &e.tx, ev)
-}
-
-func (i *instance[T]) handle(ctx context.Context, tx *Tx, ev host.Event) error {
 	obj := any(&i.obj)
+	tx := &Tx{turn: turn, class: &i.class.facts, obj: obj}
 	switch ev := ev.(type) {
 	case *host.Call:
 		method, ok := i.class.methods[ev.Method]
@@ -215,7 +209,7 @@ func (i *instance[T]) handle(ctx context.Context, tx *Tx, ev host.Event) error {
 			return o.AlarmFailed(ctx, tx, AlarmFailure{AlarmInfo: info, Err: ev.Err})
 		}
 	case *host.Work:
-		return ev.Then(ctx, resumed{tx.turn(), tx}, ev.Err)
+		return ev.Then(ctx, resumed{turn, tx}, ev.Err)
 	case *host.Load:
 		if o, ok := obj.(Loader); ok {
 			return o.Load(ctx, tx)
@@ -232,7 +226,7 @@ func (i *instance[T]) handle(ctx context.Context, tx *Tx, ev host.Event) error {
 
 func (i *instance[T]) alarm(ctx context.Context, tx *Tx, ev *host.Alarm) error {
 	info := alarmInfo(ev.Schedule, ev.Scheduled, ev.Attempt)
-	tx.event.alarm = info
+	tx.alarm = info
 	if info.Kind == "" {
 		if o, ok := any(&i.obj).(Alarmer); ok {
 			return o.Alarm(ctx, tx)

@@ -17,7 +17,7 @@ func (k Key[V]) Get(tx *Tx) V {
 
 // Lookup returns the value, and whether there is one.
 func (k Key[V]) Lookup(tx *Tx) (V, bool) {
-	b, ok := tx.turn().Get(string(k))
+	b, ok := tx.turn.Get(string(k))
 	if !ok {
 		var zero V
 		return zero, false

@@ -110,7 +110,7 @@ func (s Span[K, V]) Limit(n int) Span[K, V] {
 // the map.
 func (s Span[K, V]) All(tx *Tx) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for key, b := range tx.turn().List(s.r) {
+		for key, b := range tx.turn.List(s.r) {
 			if !yield(s.decodeKey(key), mustDecode[V](key, b)) {
 				return
 			}
@@ -121,7 +121,7 @@ func (s Span[K, V]) All(tx *Tx) iter.Seq2[K, V] {
 // Keys yields the keys of the span and leaves the values alone.
 func (s Span[K, V]) Keys(tx *Tx) iter.Seq[K] {
 	return func(yield func(K) bool) {
-		for key := range tx.turn().List(s.r) {
+		for key := range tx.turn.List(s.r) {
 			if !yield(s.decodeKey(key)) {
 				return
 			}
@@ -131,7 +131,7 @@ func (s Span[K, V]) Keys(tx *Tx) iter.Seq[K] {
 
 // Clear removes what the span selects.
 func (s Span[K, V]) Clear(tx *Tx) {
-	for key := range tx.turn().List(s.r) {
+	for key := range tx.turn.List(s.r) {
 		tx.Delete(key)
 	}
 }

@@ -2,6 +2,7 @@ package durable
 
 import (
 	"encoding/json"
+	"errors"
 	"iter"
 	"time"
 
@@ -22,7 +23,8 @@ type Socket struct {
 // A SocketID names a socket for as long as it lives.
 type SocketID uint64
 
-// A Message is one WebSocket message.
+// A Message is one WebSocket message. Its data is shared on the way, so it must not be
+// changed once it was sent, or received.
 type Message struct {
 	Data   []byte
 	Binary bool // text otherwise
@@ -72,12 +74,7 @@ type AcceptOptions struct {
 // handshake happens when the event has ended and its writes are durable, and messages that
 // were sent to the socket until then follow it.
 func (tx *Tx) Accept(o AcceptOptions) (*Socket, error) {
-	turn := tx.turn()
-	tags, err := checkTags(o.Tags)
-	if err != nil {
-		return nil, err
-	}
-	id, err := turn.Accept(host.AcceptOptions{Tags: tags, Subprotocols: o.Subprotocols})
+	id, err := tx.turn.Accept(host.AcceptOptions{Tags: o.Tags, Subprotocols: o.Subprotocols})
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +84,7 @@ func (tx *Tx) Accept(o AcceptOptions) (*Socket, error) {
 // Sockets yields the open sockets, oldest first; with a tag, only those that have it.
 // Sockets that are about to close may be among them.
 func (tx *Tx) Sockets(tag string) iter.Seq[*Socket] {
-	sockets := tx.turn().Sockets(tag)
+	sockets := tx.turn.Sockets(tag)
 	return func(yield func(*Socket) bool) {
 		for _, s := range sockets {
 			if !yield(&Socket{tx: tx, s: s}) {
@@ -100,15 +97,11 @@ func (tx *Tx) Sockets(tag string) iter.Seq[*Socket] {
 // Broadcast sends m to every socket that has the tag (all of them if it is ""), but
 // not to those in except. However many they are, the message is carried once.
 func (tx *Tx) Broadcast(m Message, tag string, except ...*Socket) {
-	turn := tx.turn()
-	if err := checkMessage(m); err != nil {
-		panic(err)
-	}
 	var ids []host.SocketID
 	for _, s := range except {
 		ids = append(ids, s.s.ID)
 	}
-	turn.Broadcast(host.Message(m), tag, ids)
+	tx.turn.Broadcast(host.Message(m), tag, ids)
 }
 
 // An AutoResponse is an answer that the front door gives to a text message that equals
@@ -119,18 +112,11 @@ type AutoResponse struct{ Request, Response string }
 // 2,048 bytes each. They last as long as the object's sockets; Load is a good place to
 // set them.
 func (tx *Tx) SetAutoResponses(pairs ...AutoResponse) error {
-	turn := tx.turn()
-	if len(pairs) > host.MaxAutoResponses {
-		return host.Errorf(host.CodeTooLarge, "%d automatic responses, and an object has at most %d", len(pairs), host.MaxAutoResponses)
-	}
-	hp := make([]host.AutoResponse, len(pairs))
+	list := make([]host.AutoResponse, len(pairs))
 	for i, p := range pairs {
-		if n := max(len(p.Request), len(p.Response)); n > host.MaxAutoResponseBytes {
-			return host.Errorf(host.CodeTooLarge, "an automatic response of %d bytes, and at most %d are allowed", n, host.MaxAutoResponseBytes)
-		}
-		hp[i] = host.AutoResponse(p)
+		list[i] = host.AutoResponse(p)
 	}
-	return turn.SetAutoResponses(hp)
+	return tx.turn.SetAutoResponses(list)
 }
 
 // ID returns the socket's ID.
@@ -144,7 +130,10 @@ func (ws *Socket) Accepted() time.Time { return ws.s.Accepted }
 
 // AutoResponded returns when the last automatic response was sent to the client, or
 // the zero time.
-func (ws *Socket) AutoResponded() time.Time { return ws.s.AutoResponse }
+func (ws *Socket) AutoResponded() time.Time {
+	s, _ := ws.tx.turn.Socket(ws.s.ID)
+	return s.AutoResponse
+}
 
 // Closing reports whether the socket is about to close: nothing can be sent any more.
 func (ws *Socket) Closing() bool { return ws.s.Closing }
@@ -152,25 +141,17 @@ func (ws *Socket) Closing() bool { return ws.s.Closing }
 // Send sends a message to the client. It leaves when the event's writes so far are
 // durable. An error means that the socket is closed or the message over 32 MiB.
 func (ws *Socket) Send(m Message) error {
-	turn := ws.tx.turn()
-	if err := checkMessage(m); err != nil {
-		return err
-	}
-	return turn.Send(ws.s.ID, host.Message(m))
+	return ws.tx.turn.Send(ws.s.ID, host.Message(m))
 }
 
 // Close closes the socket, after what was sent before. The code is one that may be sent
 // (1000 to 1003, 1007 to 1014, 3000 to 4999), the reason has at most 123 bytes. The close
 // event follows when the client has answered, or has not for too long.
 func (ws *Socket) Close(code int, reason string) error {
-	turn := ws.tx.turn()
-	switch {
-	case !validCloseCode(code):
+	if !validCloseCode(code) {
 		return host.Errorf(host.CodeBadRequest, "%d is no close code that may be sent", code)
-	case len(reason) > host.MaxCloseReasonBytes:
-		return host.Errorf(host.CodeTooLarge, "the close reason has %d bytes, and a reason at most %d", len(reason), host.MaxCloseReasonBytes)
 	}
-	if err := turn.CloseSocket(ws.s.ID, code, reason); err != nil {
+	if err := ws.tx.turn.CloseSocket(ws.s.ID, code, reason); err != nil {
 		return err
 	}
 	ws.s.Closing = true
@@ -193,54 +174,24 @@ func (a Attachment[V]) Get(ws *Socket) V {
 
 // Put sets the socket's attachment.
 func (a Attachment[V]) Put(ws *Socket, v V) {
-	turn := ws.tx.turn()
 	b, err := encodeJSON(v)
 	if err != nil {
 		panic(host.Errorf(host.CodeInternal, "encode attachment %q: %v", string(a), err).Because(err))
 	}
-	if len(b) > host.MaxAttachmentBytes {
-		fail(host.CodeTooLarge, "attachment %q has %d bytes, and an attachment at most %d", string(a), len(b), host.MaxAttachmentBytes)
+	// A socket that is gone needs no attachment.
+	if err := ws.tx.turn.SetAttachment(ws.s.ID, b); err != nil && !errors.Is(err, ErrNotFound) {
+		panic(host.AsError(err))
 	}
 	ws.s.Attachment = b
-	// The only error left is that the socket is gone, and its attachment with it.
-	_ = turn.SetAttachment(ws.s.ID, b)
 }
 
 // socket returns the handle of a socket, which may be gone already.
 func (tx *Tx) socket(id host.SocketID) *Socket {
-	s, ok := tx.turn().Socket(id)
+	s, ok := tx.turn.Socket(id)
 	if !ok {
 		s = host.Socket{ID: id, Closing: true}
 	}
 	return &Socket{tx: tx, s: s}
-}
-
-// checkTags returns the tags without duplicates.
-func checkTags(tags []string) ([]string, error) {
-	var distinct []string
-	seen := make(map[string]bool, len(tags))
-	for _, t := range tags {
-		switch {
-		case t == "":
-			return nil, host.Errorf(host.CodeBadRequest, "a tag must not be empty")
-		case len(t) > host.MaxTagBytes:
-			return nil, host.Errorf(host.CodeTooLarge, "a tag of %d bytes, and a tag has at most %d", len(t), host.MaxTagBytes)
-		case !seen[t]:
-			seen[t] = true
-			distinct = append(distinct, t)
-		}
-	}
-	if len(distinct) > host.MaxTags {
-		return nil, host.Errorf(host.CodeTooLarge, "%d tags, and a socket has at most %d", len(distinct), host.MaxTags)
-	}
-	return distinct, nil
-}
-
-func checkMessage(m Message) error {
-	if len(m.Data) > host.MaxMessageBytes {
-		return host.Errorf(host.CodeTooLarge, "a message of %d bytes, and a message has at most %d", len(m.Data), host.MaxMessageBytes)
-	}
-	return nil
 }
 
 // validCloseCode reports whether a code may be sent: RFC 6455 keeps 1004 to 1006 and

@@ -20,31 +20,34 @@ import (
 // A Tx belongs to its handler's goroutine and dies with the event. Using it later
 // panics, and so does using it inside the function given to [Tx.Outside].
 type Tx struct {
-	event       *event
+	turn        host.Turn
+	class       *facts
+	obj         any // the *T
+	alarm       AlarmInfo
 	unconfirmed bool
 }
 
 // ID returns the object's ID.
-func (tx *Tx) ID() ID { return tx.turn().Ref().ID }
+func (tx *Tx) ID() ID { return tx.turn.Ref().ID }
 
 // Name returns the name by which the object was first reached, if it has one.
 func (tx *Tx) Name() (string, bool) {
-	r := tx.turn().Ref()
+	r := tx.turn.Ref()
 	return r.Name, r.Named
 }
 
 // Class returns the name of the object's class.
-func (tx *Tx) Class() string { return tx.event.class.name }
+func (tx *Tx) Class() string { return tx.class.name }
 
 // Caller makes a Tx a [Scope].
-func (tx *Tx) Caller() host.Caller { return tx.turn() }
+func (tx *Tx) Caller() host.Caller { return tx.turn }
 
 // Get returns the value of a key, and whether there is one. The value is the caller's own.
 //
 // The storage methods of Tx are for keys that are made up at run time; a [Key] or a
 // [Map] is the better way to anything whose name and type are known.
 func (tx *Tx) Get(key string) ([]byte, bool) {
-	v, ok := tx.turn().Get(key)
+	v, ok := tx.turn.Get(key)
 	return bytes.Clone(v), ok
 }
 
@@ -72,7 +75,7 @@ func (tx *Tx) PutMany(values map[string][]byte) {
 }
 
 // Delete removes a key and reports whether it was there.
-func (tx *Tx) Delete(key string) bool { return tx.turn().Delete(key, tx.unconfirmed) }
+func (tx *Tx) Delete(key string) bool { return tx.turn.Delete(key, tx.unconfirmed) }
 
 // DeleteMany removes up to 128 keys and returns how many were there.
 func (tx *Tx) DeleteMany(keys ...string) int {
@@ -95,10 +98,10 @@ type Range struct {
 	Limit                          int
 }
 
-// List yields the keys of a range and their values, as they are when it is called: what
-// the loop writes does not change what it sees.
+// List yields the keys of a range and their values, as they are when the loop begins:
+// what the loop writes does not change what it sees.
 func (tx *Tx) List(r Range) iter.Seq2[string, []byte] {
-	rows := tx.turn().List(host.Range(r))
+	rows := tx.turn.List(host.Range(r))
 	return func(yield func(string, []byte) bool) {
 		for k, v := range rows {
 			if !yield(k, bytes.Clone(v)) {
@@ -110,7 +113,7 @@ func (tx *Tx) List(r Range) iter.Seq2[string, []byte] {
 
 // DeleteAll removes every key, the alarm and every schedule. The object keeps its ID,
 // its name and its sockets; see [Tx.Destroy].
-func (tx *Tx) DeleteAll() { tx.turn().DeleteAll() }
+func (tx *Tx) DeleteAll() { tx.turn.DeleteAll() }
 
 // Unconfirmed returns a view of tx whose writes the outside need not wait for: replies
 // may leave before they are durable. They are still committed in order and with the rest
@@ -118,19 +121,24 @@ func (tx *Tx) DeleteAll() { tx.turn().DeleteAll() }
 // like a rate limiter's. Everything but keys is the same in both views.
 //
 //	level.Put(tx.Unconfirmed(), b)
-func (tx *Tx) Unconfirmed() *Tx { return &Tx{event: tx.event, unconfirmed: true} }
+func (tx *Tx) Unconfirmed() *Tx {
+	view := *tx
+	view.unconfirmed = true
+	return &view
+}
 
 // Nested runs fn, and undoes what it wrote if it returns an error or panics; the error
-// is returned. The rest of the event is not affected.
-func (tx *Tx) Nested(fn func() error) error { return tx.turn().Nested(fn) }
+// is returned. The rest of the event is not affected. A commit point inside fn, such as a
+// call, ends the event with an error.
+func (tx *Tx) Nested(fn func() error) error { return tx.turn.Nested(fn) }
 
 // Commit is a commit point: what was written so far is one batch that a later error
 // does not undo. It does not wait for the batch to be durable.
-func (tx *Tx) Commit() { tx.turn().Commit() }
+func (tx *Tx) Commit() { tx.turn.Commit() }
 
 // Sync is a commit point that waits until all writes so far are durable, those of
 // [Tx.Unconfirmed] too. Few objects need it: what leaves an object waits by itself.
-func (tx *Tx) Sync(ctx context.Context) error { return tx.turn().Sync(ctx) }
+func (tx *Tx) Sync(ctx context.Context) error { return tx.turn.Sync(ctx) }
 
 // Outside runs slow work that is not the object's, such as a request to another
 // service, and lets other events run meanwhile: it gives up the turn, and takes it
@@ -138,33 +146,24 @@ func (tx *Tx) Sync(ctx context.Context) error { return tx.turn().Sync(ctx) }
 // written before it is durable. Read again what you had read before: it may have changed.
 // fn must not use tx.
 func (tx *Tx) Outside(ctx context.Context, fn func(ctx context.Context) error) error {
-	turn := tx.turn()
-	return turn.Outside(ctx, func(ctx context.Context) error {
-		tx.event.away = true
-		defer func() { tx.event.away = false }()
-		return fn(ctx)
-	})
+	return tx.turn.Outside(ctx, fn)
 }
 
 // Destroy removes the object at the end of the event: storage, schedules and name. Its
 // sockets are closed and its instance leaves memory. The next event to its ID meets a
 // new object.
-func (tx *Tx) Destroy() { tx.turn().DestroySelf() }
+func (tx *Tx) Destroy() { tx.turn.DestroySelf() }
 
 // Abort ends the event with an error and resets the object: the instance is gone, what
 // was written since the last commit point did not happen. It does not return.
-func (tx *Tx) Abort(reason error) { tx.turn().Abort(reason) }
+func (tx *Tx) Abort(reason error) { tx.turn.Abort(reason) }
 
+// put hands a value that nobody else has to the engine, which checks the sizes.
 func (tx *Tx) put(key string, value []byte) {
-	switch {
-	case key == "":
+	if key == "" {
 		fail(host.CodeBadRequest, "a key must not be empty")
-	case len(key) > host.MaxKeyBytes:
-		fail(host.CodeTooLarge, "the key %.40q... has %d bytes, and a key at most %d", key, len(key), host.MaxKeyBytes)
-	case len(value) > host.MaxValueBytes:
-		fail(host.CodeTooLarge, "the value of key %q has %d bytes, and a value at most %d", key, len(value), host.MaxValueBytes)
 	}
-	tx.turn().Put(key, value, tx.unconfirmed)
+	tx.turn.Put(key, value, tx.unconfirmed)
 }
 
 func checkMany(n int) {
@@ -172,27 +171,3 @@ func checkMany(n int) {
 		fail(host.CodeTooLarge, "%d keys at once, and at most %d are allowed", n, host.MaxMultiKeys)
 	}
 }
-
-// turn returns the turn that tx may use now.
-func (tx *Tx) turn() host.Turn {
-	if tx.event.over {
-		panic("durable: a Tx was used after its event ended")
-	}
-	if tx.event.away {
-		panic("durable: a Tx was used inside Outside, where its event has given up the turn")
-	}
-	return tx.event.turn
-}
-
-// An event is what all views of one Tx share.
-type event struct {
-	tx    Tx // the first view, here so that an event is one allocation
-	turn  host.Turn
-	class *facts
-	obj   any // the *T
-	alarm AlarmInfo
-	over  bool
-	away  bool // inside Outside
-}
-
-func (e *event) end() { e.over = true }

@@ -18,12 +18,11 @@ import (
 // happens, belongs in a [Schedule]. The error is [ErrOverloaded] if the object has too
 // much work under way.
 func Go[T, R any](tx *Tx, work func(ctx context.Context) (R, error), then func(obj *T, ctx context.Context, tx *Tx, result R, err error) error) error {
-	turn := tx.turn()
-	if _, ok := tx.event.obj.(*T); !ok && then != nil {
+	if _, ok := tx.obj.(*T); !ok && then != nil {
 		panic(fmt.Sprintf("durable: an object of class %q started work that ends in a %T", tx.Class(), (*T)(nil)))
 	}
 	var result R
-	return turn.Go(
+	return tx.turn.Go(
 		func(ctx context.Context) (err error) {
 			result, err = work(ctx)
 			return err
@@ -33,7 +32,7 @@ func Go[T, R any](tx *Tx, work func(ctx context.Context) (R, error), then func(o
 				return nil
 			}
 			tx := turn.(resumed).tx
-			return then(tx.event.obj.(*T), ctx, tx, result, err)
+			return then(tx.obj.(*T), ctx, tx, result, err)
 		},
 	)
 }
