@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 	"github.com/holdfast-run/holdfast/runtime/internal/storage"
@@ -55,6 +57,8 @@ type Gateway interface {
 	Close(id placement.ObjectID, s host.SocketID, code int, reason string)
 	SetAttachment(id placement.ObjectID, s host.SocketID, attachment []byte)
 	SetAutoResponses(id placement.ObjectID, pairs []host.AutoResponse)
+	// AutoResponse returns when a socket was last answered automatically; zero if never.
+	AutoResponse(id placement.ObjectID, s host.SocketID) time.Time
 	// Forget drops a socket whose close event has run; until then Sockets lists it
 	// as closing.
 	Forget(id placement.ObjectID, s host.SocketID)

@@ -162,7 +162,7 @@ type Turn interface {
 	// output gate does not wait for them.
 	Put(key string, value []byte, unconfirmed bool)
 	Delete(key string, unconfirmed bool) bool
-	// List yields the keys of r in order, as they are when it is called.
+	// List yields the keys of r in order, as they are when the iteration begins.
 	List(r Range) iter.Seq2[string, []byte]
 	// DeleteAll removes every key and every schedule.
 	DeleteAll()
@@ -269,9 +269,10 @@ type Schedule struct {
 	Args  []byte        `json:"args,omitempty"` // JSON for the handler
 
 	// While failures are being retried: the time it was due, and how many
-	// counted tries have failed. Set by the engine only.
+	// counted tries have failed, the last one how. Set by the engine only.
 	Due      time.Time `json:"due,omitzero"`
 	Attempts int       `json:"attempts,omitempty"`
+	Failure  string    `json:"failure,omitempty"`
 }
 
 // Retry says how a failing schedule is retried. The zero value is the default.
