@@ -1,0 +1,107 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	minWindow = time.Millisecond
+	maxWindow = 31 * 24 * time.Hour
+)
+
+// A Request is one check. Fields that are 0 have the default: a cost of 1 under a
+// limit of 100 in 60 s, as GCRA counts.
+type Request struct {
+	Rule
+	Cost int64 `json:"cost,omitempty"`
+}
+
+func (r Request) orDefaults(rule Rule) Request {
+	if r.Algorithm == "" {
+		r.Algorithm = either(rule.Algorithm, GCRA)
+	}
+	if r.Limit == 0 {
+		r.Limit = either(rule.Limit, 100)
+	}
+	if r.Window == 0 {
+		r.Window = either(rule.Window, time.Minute)
+	}
+	if r.Cost == 0 {
+		r.Cost = 1
+	}
+	return r
+}
+
+func either[T comparable](a, b T) T {
+	var none T
+	if a == none {
+		return b
+	}
+	return a
+}
+
+func (r *Request) valid() error {
+	switch r.Algorithm {
+	case GCRA, TokenBucket, SlidingWindow, FixedWindow:
+	default:
+		return fmt.Errorf("the algorithm is %q: want gcra, token-bucket, sliding-window or fixed-window", string(r.Algorithm))
+	}
+	switch {
+	case r.Limit < 1:
+		return fmt.Errorf("the limit is %d: want at least 1", r.Limit)
+	case r.Window < minWindow || r.Window > maxWindow:
+		return fmt.Errorf("the window is %v: want %v to %v", r.Window, minWindow, maxWindow)
+	case r.Limit > math.MaxInt64/2/r.Window.Microseconds():
+		return errors.New("limit times window is too large to be counted exactly")
+	case r.Cost < 1:
+		return fmt.Errorf("the cost is %d: want at least 1; GET counts nothing", r.Cost)
+	case r.Cost > r.Limit:
+		return fmt.Errorf("the cost of %d is more than the limit of %d: it would never be allowed", r.Cost, r.Limit)
+	}
+	return nil
+}
+
+// parse reads the query's parameters over the defaults that r holds, and checks the
+// outcome. It is on the path of every check, so it makes no map of them.
+func (r *Request) parse(query string) error {
+	for query != "" {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		name, escaped, _ := strings.Cut(pair, "=")
+		value, err := url.QueryUnescape(escaped)
+		if err != nil {
+			return fmt.Errorf("%s is not properly escaped", name)
+		}
+		switch name {
+		case "limit":
+			r.Limit, err = strconv.ParseInt(value, 10, 64)
+		case "cost":
+			r.Cost, err = strconv.ParseInt(value, 10, 64)
+		case "window":
+			r.Window, err = parseWindow(value)
+		case "algorithm":
+			r.Algorithm = Algorithm(value)
+		case "":
+		default:
+			return fmt.Errorf("there is no parameter %q: want limit, window, cost or algorithm", name)
+		}
+		if err != nil {
+			return fmt.Errorf("the %s is %q: want a whole number, or for the window a duration such as 60s", name, value)
+		}
+	}
+	return r.valid()
+}
+
+// parseWindow reads a duration such as 90s, 1m30s or 500ms; a number alone is in seconds.
+func parseWindow(s string) (time.Duration, error) {
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, nil
+	}
+	return time.ParseDuration(s)
+}
