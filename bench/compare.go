@@ -78,17 +78,17 @@ func (b *bench) report(label, name string, turns []*sample, ratio float64) {
 	fmt.Fprintln(b.out, line)
 }
 
-// profileOf takes a CPU profile of the node while the returned function has not been
-// called yet; the node must have been told to serve profiles.
+// profileOf takes a CPU profile of a server that serves them; wait returns when it is
+// written.
 func (b *bench) profileOf(ctx context.Context, s *server, label string) (wait func()) {
-	if b.profile == "" || s.name != "holdfast" {
+	if s.debug == "" {
 		return func() {}
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		seconds := max(1, int(b.turn.Seconds())-1)
-		url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.addr, seconds)
+		url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.debug, seconds)
 		if err := save(ctx, url, filepath.Join(b.profile, strings.ReplaceAll(label, "/", "-")+".pprof")); err != nil {
 			fmt.Fprintln(b.out, "no profile:", err)
 		}
@@ -113,7 +113,7 @@ func get(ctx context.Context, url string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to the end
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s was answered with %s", url, resp.Status)
 	}

@@ -20,10 +20,11 @@ import (
 
 // A server is a process that is measured: a node, or a yardstick.
 type server struct {
-	name string
-	addr string
-	pid  int // 0 if not known: then its CPU time reads as 0
-	cmd  *exec.Cmd
+	name  string
+	addr  string
+	debug string // where it serves profiles, if it does
+	pid   int    // 0 if not known: then its CPU time reads as 0
+	cmd   *exec.Cmd
 }
 
 // node starts a node with an empty data directory, or returns the one at -url.
@@ -52,7 +53,20 @@ func (b *bench) nodeOn(ctx context.Context, dir string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, "holdfast", addr, "/readyz", exec.Command(b.nodePath, "--listen", addr, "--data", filepath.Join(dir, "data"), "--log-level", "warn"))
+	args := []string{"--listen", addr, "--data", filepath.Join(dir, "data"), "--log-level", "warn"}
+	debug := ""
+	if b.profile != "" {
+		if debug, err = freeAddr(); err != nil {
+			return nil, err
+		}
+		args = append(args, "--debug-listen", debug)
+	}
+	s, err := start(ctx, "holdfast", addr, "/readyz", exec.CommandContext(ctx, b.nodePath, args...))
+	if err != nil {
+		return nil, err
+	}
+	s.debug = debug
+	return s, nil
 }
 
 // yardstick starts this program again as one of the yardstick servers.
@@ -69,7 +83,7 @@ func (b *bench) yardstick(ctx context.Context, kind string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, kind, addr, "/", exec.Command(self, "yardstick", kind, addr, dir))
+	return start(ctx, kind, addr, "/", exec.CommandContext(ctx, self, "yardstick", kind, addr, dir))
 }
 
 func start(ctx context.Context, name, addr, ready string, cmd *exec.Cmd) (*server, error) {
