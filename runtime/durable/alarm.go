@@ -15,9 +15,6 @@ import (
 // While the hook runs there is no alarm. Setting one in it replaces whatever retries
 // would have followed. An object that needs more than one alarm uses a [Schedule].
 func (tx *Tx) SetAlarm(at time.Time) {
-	if !tx.class.info.Alarm {
-		fail(host.CodeInternal, "class %q sets an alarm, but has no Alarm hook", tx.Class())
-	}
 	tx.turn.SetSchedule(host.Schedule{At: checkTime(at)})
 }
 
@@ -156,7 +153,7 @@ func (s Schedule[T, Args]) Lookup(tx *Tx, key string) (Scheduled[Args], bool) {
 	return s.scheduled(entry), true
 }
 
-// List yields the schedules of this kind by key.
+// List yields the schedules of this kind, the one that is due first first.
 func (s Schedule[T, Args]) List(tx *Tx) iter.Seq[Scheduled[Args]] {
 	entries := tx.turn.Schedules()
 	return func(yield func(Scheduled[Args]) bool) {
@@ -169,21 +166,11 @@ func (s Schedule[T, Args]) List(tx *Tx) iter.Seq[Scheduled[Args]] {
 }
 
 func (s Schedule[T, Args]) set(tx *Tx, entry host.Schedule, key string, args Args) {
-	facts := tx.class
-	if !facts.info.Schedules[string(s)] {
-		fail(host.CodeInternal, "class %q has no handler for schedule %q", facts.name, string(s))
-	}
-	entry.Name, entry.Retry = s.name(key), facts.retries[string(s)]
-	if len(entry.Name) > host.MaxScheduleName {
-		fail(host.CodeTooLarge, "the schedule's name %.40q... has %d bytes, and a name at most %d", entry.Name, len(entry.Name), host.MaxScheduleName)
-	}
 	var err error
 	if entry.Args, err = encodeJSON(args); err != nil {
-		panic(host.Errorf(host.CodeInternal, "encode the arguments of schedule %q: %v", entry.Name, err).Because(err))
+		panic(host.Errorf(host.CodeInternal, "encode the arguments of schedule %q: %v", string(s), err).Because(err))
 	}
-	if len(entry.Args) > host.MaxScheduleArgs {
-		fail(host.CodeTooLarge, "the arguments of schedule %q have %d bytes, and a schedule at most %d", entry.Name, len(entry.Args), host.MaxScheduleArgs)
-	}
+	entry.Name, entry.Retry = s.name(key), tx.class.retries[string(s)]
 	tx.turn.SetSchedule(entry)
 }
 

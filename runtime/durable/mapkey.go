@@ -124,31 +124,32 @@ func orderedInt(n int64) string {
 var errNotOrdered = errors.New("not an integer in ordered form")
 
 func parseOrderedUint(s string) (uint64, error) {
-	if len(s) < 2 || int(s[0]) != 'a'+len(s)-2 {
+	if len(s) < 2 {
 		return 0, errNotOrdered
 	}
-	return strconv.ParseUint(s[1:], 10, 64)
+	n, err := strconv.ParseUint(s[1:], 10, 64)
+	if err != nil || orderedUint(n) != s { // one number has one form
+		return 0, errNotOrdered
+	}
+	return n, nil
 }
 
 func parseOrderedInt(s string) (int64, error) {
 	if len(s) < 2 {
 		return 0, errNotOrdered
 	}
-	if s[0] >= 'a' {
-		if int(s[0]) != 'a'+len(s)-2 {
-			return 0, errNotOrdered
+	digits := []byte(s)
+	if s[0] <= 'Z' {
+		digits[0] = '-'
+		for i, digit := range digits[1:] {
+			digits[1+i] = '0' + '9' - digit
 		}
-		return strconv.ParseInt(s[1:], 10, 64)
+	} else {
+		digits = digits[1:]
 	}
-	if int(s[0]) != 'Z'-(len(s)-2) {
+	n, err := strconv.ParseInt(string(digits), 10, 64)
+	if err != nil || orderedInt(n) != s {
 		return 0, errNotOrdered
 	}
-	b := []byte("-" + s[1:])
-	for i, digit := range b[1:] {
-		if digit < '0' || digit > '9' {
-			return 0, errNotOrdered
-		}
-		b[1+i] = '0' + '9' - digit
-	}
-	return strconv.ParseInt(string(b), 10, 64)
+	return n, nil
 }

@@ -54,9 +54,6 @@ func (m Method[T, Req, Resp]) Call(ctx context.Context, stub Stub[T], req Req) (
 	if err != nil {
 		return none, host.Errorf(host.CodeBadRequest, "encode the arguments of method %q: %v", string(m), err).Because(err)
 	}
-	if len(args) > host.MaxCallBytes {
-		return none, host.Errorf(host.CodeTooLarge, "the arguments of method %q have %d bytes, and a call at most %d", string(m), len(args), host.MaxCallBytes)
-	}
 	reply, err := caller.Call(ctx, stub.ref, string(m), args)
 	if err != nil {
 		return none, err

@@ -17,8 +17,7 @@ import (
 // happened. Reads do not fail. A write that is over a limit, or a stored value that does
 // not decode, ends the event where it is, with an error that says so.
 //
-// A Tx belongs to its handler's goroutine and dies with the event. Using it later
-// panics, and so does using it inside the function given to [Tx.Outside].
+// A Tx belongs to its handler's goroutine and dies with the event: using it later panics.
 type Tx struct {
 	turn        host.Turn
 	class       *facts
@@ -144,7 +143,7 @@ func (tx *Tx) Sync(ctx context.Context) error { return tx.turn.Sync(ctx) }
 // service, and lets other events run meanwhile: it gives up the turn, and takes it
 // again when fn has returned. It is a commit point, and fn starts when everything
 // written before it is durable. Read again what you had read before: it may have changed.
-// fn must not use tx.
+// Of tx, fn must use nothing but stubs: it may call other objects, even such that call this one.
 func (tx *Tx) Outside(ctx context.Context, fn func(ctx context.Context) error) error {
 	return tx.turn.Outside(ctx, fn)
 }

@@ -87,11 +87,11 @@ func firstShown(wall time.Time, loc *time.Location) time.Time {
 		return earliest
 	}
 	// The clock jumps over it: due at the jump, which is where t's zone begins or ends.
-	if start, end := t.ZoneBounds(); onClock(t, time.UTC).After(wall) {
+	start, end := t.ZoneBounds()
+	if onClock(t, time.UTC).After(wall) {
 		return start
-	} else {
-		return end
 	}
+	return end
 }
 
 // onClock returns the time at which the clock of loc shows what t's clock shows.
