@@ -127,9 +127,7 @@ func (*Room) WebSocketMessage(ctx context.Context, tx *durable.Tx, ws *durable.S
 	if msg.ID != "" {
 		posted.Put(tx, key, msg.Seq)
 	}
-	if _, set := retention.Lookup(tx, ""); !set {
-		retention.After(tx, "", sweepEvery, durable.None{})
-	}
+	sweepLater(tx, msg)
 	tx.Broadcast(durable.JSON(msg), "")
 	return nil
 }

@@ -11,8 +11,9 @@ import (
 const (
 	keepMessages = 10_000
 	keepFor      = 30 * 24 * time.Hour
-	sweepEvery   = time.Hour
-	sweepAtOnce  = 5_000 // messages removed in one event
+	sweepEvery   = time.Hour // at most, for reasons of age
+	sweepCount   = 1_000     // posted messages, for reasons of number
+	sweepAtOnce  = 5_000     // messages removed in one event
 )
 
 // Message is one message, as it is stored and as it is sent.
@@ -38,13 +39,29 @@ func pageBefore(tx *durable.Tx, before int64, limit int) history {
 	return h
 }
 
-// sweep removes messages that are too old or too many, and comes again while there are any.
+// sweepLater sets the schedule for a new message: when it will be too old, unless it is set
+// for an older one, and soon if there may be too many.
+func sweepLater(tx *durable.Tx, m Message) {
+	if m.Seq%sweepCount == 0 {
+		retention.After(tx, "", 0, durable.None{})
+	} else if _, set := retention.Lookup(tx, ""); !set {
+		retention.At(tx, "", m.At.Add(keepFor), durable.None{})
+	}
+}
+
+// sweep removes messages that are too old or too many, and comes again when the next one
+// will be. A room where nothing happens sleeps until then.
 func (*Room) sweep(_ context.Context, tx *durable.Tx, _ durable.None) error {
-	newest, oldest := last.Get(tx), time.Now().Add(-keepFor)
+	newest, now := last.Get(tx), time.Now()
 	n := 0
-	for seq, m := range messages.Limit(sweepAtOnce).All(tx) {
-		if seq > newest-keepMessages && m.At.After(oldest) {
-			retention.After(tx, "", sweepEvery, durable.None{})
+	for seq, m := range messages.Limit(sweepAtOnce + 1).All(tx) {
+		ends := m.At.Add(keepFor)
+		switch {
+		case n == sweepAtOnce:
+			retention.After(tx, "", time.Second, durable.None{})
+			return nil
+		case seq > newest-keepMessages && ends.After(now):
+			retention.After(tx, "", max(ends.Sub(now), sweepEvery), durable.None{})
 			return nil
 		}
 		messages.Delete(tx, seq)
@@ -52,9 +69,6 @@ func (*Room) sweep(_ context.Context, tx *durable.Tx, _ durable.None) error {
 			posted.Delete(tx, m.ID+"/"+m.From)
 		}
 		n++
-	}
-	if n == sweepAtOnce {
-		retention.After(tx, "", time.Second, durable.None{})
 	}
 	return nil
 }
