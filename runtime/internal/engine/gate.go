@@ -15,9 +15,9 @@ type gate struct {
 	committed atomic.Uint64 // all batches up to this one are durable
 
 	mu        sync.Mutex
-	submitted uint64    // the newest batch handed to the store
-	need      uint64    // the newest batch that later outputs must wait for
-	bytes     int       // of the batches that are not durable
+	submitted uint64 // the newest batch handed to the store
+	need      uint64 // the newest batch that later outputs must wait for
+	bytes     int    // of the batches that are not durable
 	flights   queue[flight]
 	held      queue[held]
 	letting   bool  // somebody is letting outputs go
@@ -117,9 +117,9 @@ func (g *gate) letGo() {
 				err = h.confirm.err
 			}
 		}
-		g.held.pop()
+		leave := g.held.pop().leave
 		g.mu.Unlock()
-		h.leave(err)
+		leave(err)
 		g.mu.Lock()
 	}
 	g.letting = false

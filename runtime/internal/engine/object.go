@@ -21,7 +21,7 @@ type object struct {
 	awake atomic.Bool // it has an instance
 
 	mu      sync.Mutex
-	ref     host.Ref // the name may be learnt later; the rest never changes
+	ref     host.Ref // the name may be learnt later, by who has the turn; the rest never changes
 	busy    bool     // somebody has the turn
 	gone    bool     // no longer in the reign's table
 	refuse  error    // why no event may start any more
@@ -57,11 +57,9 @@ func (o *object) enter(ctx context.Context, ev *event) (mine bool, err error) {
 			return false, err
 		case !o.busy:
 			o.busy = true
-			o.learnName(ev.to)
 			o.mu.Unlock()
 			return true, nil
 		case ev.internal || (o.mailbox.len() < cfg.MailboxEvents && o.bytes+ev.size <= max(cfg.MailboxBytes, ev.size)):
-			o.learnName(ev.to)
 			o.enqueue(ev)
 			o.mu.Unlock()
 			return false, nil
@@ -114,11 +112,20 @@ func (o *object) enqueue(ev *event) {
 	o.bytes += ev.size
 }
 
-// learnName notes a name that the object was called by. The caller holds mu.
+// learnName notes a name that the object was called by. The caller has the turn.
 func (o *object) learnName(to host.Ref) {
 	if to.Named && !o.ref.Named {
+		o.mu.Lock()
 		o.ref.Name, o.ref.Named = to.Name, true
+		o.mu.Unlock()
 	}
+}
+
+// self returns what names the object, for those who do not have the turn.
+func (o *object) self() host.Ref {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ref
 }
 
 // release ends the caller's turn. Whatever waits is run by a goroutine that ends when
@@ -235,6 +242,7 @@ func (o *object) run(ev *event) {
 	if !ev.start() {
 		return // its caller has gone
 	}
+	o.learnName(ev.to)
 	began := time.Now()
 	if err := o.ready(ev, began); err != nil {
 		ev.refused(err)
@@ -291,9 +299,7 @@ func (o *object) look() error {
 	o.state.known, o.state.exists = true, ok
 	if ok {
 		o.state.named, o.state.created = meta.Named, time.UnixMilli(meta.Created)
-		o.mu.Lock()
 		o.learnName(host.Ref{Name: meta.Name, Named: meta.Named})
-		o.mu.Unlock()
 	}
 	o.sockets.set(o.reign.engine.cfg.Gateway.Sockets(o.ref.ID))
 	return nil
@@ -335,7 +341,7 @@ func (o *object) evict(ctx context.Context, reason string) error {
 }
 
 func (o *object) sleepEvent(ctx context.Context, reason string) *event {
-	return &event{kind: kindSystem, ctx: ctx, to: o.ref, internal: true, bare: true, direct: func(t *turn) error {
+	return &event{kind: kindSystem, ctx: ctx, to: o.self(), internal: true, bare: true, direct: func(t *turn) error {
 		var err error
 		if o.inst != nil && o.class.info.Stopping {
 			err = o.inst.Handle(&t.ctx, t, &host.Stopping{Reason: reason})

@@ -54,6 +54,7 @@ func (t *turn) SetSchedule(s host.Schedule) {
 	}
 	now := time.Now()
 	if s.At.IsZero() && (s.Every > 0 || s.Cron != "") {
+		s.At = now // an interval begins now
 		next, err := s.Next(now)
 		if err != nil {
 			panic(host.Errorf(host.CodeBadRequest, "schedule %q: %v", s.Name, err))
@@ -290,7 +291,7 @@ type alarmRun struct {
 }
 
 func (a *alarmRun) event(ctx context.Context) *event {
-	ev := &event{kind: kindAlarm, ctx: ctx, to: a.o.ref, internal: true, direct: a.run}
+	ev := &event{kind: kindAlarm, ctx: ctx, to: a.o.self(), internal: true, direct: a.run}
 	if !a.forced {
 		ev.ended = func(err error) { a.ended(err, ev.unloaded) }
 	}
@@ -453,8 +454,10 @@ func (e *Engine) FireAlarm(ctx context.Context, to host.Ref, name string) (bool,
 	if !o.push(ev) {
 		return false, errNoOwner()
 	}
-	err = ev.wait(ctx)
-	return run.ran, err
+	if !ev.latch.wait(ctx.Done()) {
+		return false, errCanceled(ctx, ev.abandon())
+	}
+	return run.ran, ev.latch.err
 }
 
 func millis(ms int64) time.Time { return time.UnixMilli(ms) }

@@ -357,7 +357,7 @@ func (t *turn) Go(work func(ctx context.Context) error, then func(ctx context.Co
 // endWork runs the event that ends a background task. Its goroutine is the task's own.
 func (o *object) endWork(err error, then func(ctx context.Context, turn host.Turn, err error) error) {
 	defer o.unhold()
-	ev := &event{kind: kindWork, ctx: o.reign.ctx, to: o.ref, internal: true}
+	ev := &event{kind: kindWork, ctx: o.reign.ctx, to: o.self(), internal: true}
 	if then == nil {
 		ev.bare = true
 		ev.direct = func(*turn) error { o.work--; return nil }
