@@ -358,9 +358,29 @@ func (g *gateway) finish(c *Conn, e durable.CloseEvent) bool {
 	}
 	c.end, c.socket.Closing = &e, true
 	g.signal()
-	told := &host.SocketClose{Socket: c.socket.ID, Code: e.Code, Reason: e.Reason, Clean: e.Clean}
-	g.tells.Go(func() { g.engine.SocketClosed(c.ref, told) })
+	g.tell(c)
 	return true
+}
+
+// tell tells an object of the end of its socket. The caller holds mu.
+func (g *gateway) tell(c *Conn) {
+	ev := &host.SocketClose{Socket: c.socket.ID, Code: c.end.Code, Reason: c.end.Reason, Clean: c.end.Clean}
+	g.tells.Go(func() { g.engine.SocketClosed(c.ref, ev) })
+}
+
+// remind tells objects again of what was lost with their shard's last reign: sockets that
+// have ended and that nobody has forgotten.
+func (g *gateway) remind() {
+	g.tells.Wait()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, conns := range g.conns {
+		for _, c := range conns {
+			if c.end != nil {
+				g.tell(c)
+			}
+		}
+	}
 }
 
 // push queues a message for the client. The caller holds mu.

@@ -44,13 +44,17 @@ func (w *World) boot(epoch uint64) *node {
 	return n
 }
 
-// drain ends the node in order.
+// drain ends the node in order, if its commits still succeed.
 func (n *node) drain() {
+	if n.world.currentFaults().err != nil {
+		n.crash()
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	n.gateway.closeAll(closeGoingAway, "the node stops")
 	n.gateway.wait()
-	if err := n.engine.Stop(ctx); err != nil && n.world.currentFaults().err == nil {
+	if err := n.engine.Stop(ctx); err != nil {
 		n.world.errorf("stop the node: %v", err)
 	}
 	n.endReigns(errOver)
@@ -74,6 +78,7 @@ func (n *node) recover() {
 			n.lead(shard)
 		}
 	}
+	n.gateway.remind()
 }
 
 func (n *node) nudge() {
