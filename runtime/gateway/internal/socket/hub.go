@@ -193,6 +193,10 @@ func (h *Hub) Adopt(w http.ResponseWriter, r *http.Request, id placement.ObjectI
 		Subprotocols:       up.Subprotocols,
 		CompressionMode:    mode,
 		InsecureSkipVerify: true, // the gateway has checked Origin, before it woke the object
+		OnPingReceived: func(_ context.Context, payload []byte) bool {
+			s.control(opPong, payload)
+			return false // the library's own pong would cost a context and two timers
+		},
 	})
 	if err != nil {
 		s.finish(int(websocket.StatusAbnormalClosure), "", false)
@@ -320,6 +324,14 @@ func (h *Hub) SetAutoResponses(id placement.ObjectID, pairs []host.AutoResponse)
 			r.auto.Store(&frames)
 		}
 	})
+}
+
+// AutoResponse returns when a socket was last answered automatically; zero if never.
+func (h *Hub) AutoResponse(id placement.ObjectID, socket host.SocketID) time.Time {
+	if s := h.find(id, socket); s != nil {
+		return s.lastAnswer()
+	}
+	return time.Time{}
 }
 
 // Forget drops a socket from the lists once its close event has run.

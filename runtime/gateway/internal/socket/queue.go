@@ -2,6 +2,8 @@ package socket
 
 import (
 	"encoding/binary"
+	"errors"
+	"os"
 	"unicode/utf8"
 
 	"github.com/coder/websocket"
@@ -12,6 +14,8 @@ import (
 // This file is the socket's queue: what goes into it, and how it is taken out. A
 // socket is with a writer, or in the list of those that wait for one, exactly while
 // writing is set; who gets true from kick or send must push it there.
+
+const tooSlow = "the client does not read fast enough"
 
 // send queues a frame. It reports whether the socket must be pushed to the writers.
 func (s *socket) send(f *frame) bool {
@@ -24,7 +28,7 @@ func (s *socket) send(f *frame) bool {
 	if len(s.queue) >= s.hub.cfg.QueueFrames || len(s.queue) > 0 && s.queued+size > s.hub.cfg.QueueBytes {
 		s.hub.metrics.overflows.Inc()
 		s.dropQueue()
-		s.sayGoodbye(byGateway, websocket.StatusPolicyViolation, "the client does not read fast enough")
+		s.sayGoodbye(byGateway, websocket.StatusPolicyViolation, tooSlow)
 		return s.kick()
 	}
 	s.queue = append(s.queue, f)
@@ -194,10 +198,15 @@ func (s *socket) cut() {
 	s.conn.Close()
 }
 
-// broken tells that a write failed: nothing can follow it.
-func (s *socket) broken() {
+// broken tells that a write failed: nothing can follow it, and the reader finds out. If
+// the client took too long, the object learns the same as if its queue had been full.
+func (s *socket) broken(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.by == byNobody && errors.Is(err, os.ErrDeadlineExceeded) {
+		s.hub.metrics.overflows.Inc()
+		s.by, s.code, s.reason = byGateway, websocket.StatusPolicyViolation, tooSlow
+	}
 	s.queue, s.queued, s.offset = nil, 0, 0
 	s.state = closed // for the queue: finish is still to come
 	s.writing = false

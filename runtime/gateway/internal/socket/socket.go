@@ -76,14 +76,18 @@ var errStopped = errors.New("the hub has stopped")
 
 // describe is the socket as its object sees it. room.mu is held.
 func (s *socket) describe() host.Socket {
-	d := host.Socket{ID: s.id, Tags: s.tags, Attachment: s.attachment, Accepted: s.accepted}
-	if at := s.answered.Load(); at != 0 {
-		d.AutoResponse = time.Unix(0, at)
-	}
+	d := host.Socket{ID: s.id, Tags: s.tags, Attachment: s.attachment, Accepted: s.accepted, AutoResponse: s.lastAnswer()}
 	s.mu.Lock()
 	d.Closing = s.state == closed || s.by != byNobody
 	s.mu.Unlock()
 	return d
+}
+
+func (s *socket) lastAnswer() time.Time {
+	if at := s.answered.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
 }
 
 // claim takes a pending socket for its handshake.

@@ -121,7 +121,7 @@ func (w *writers) write(s *socket, buffer []byte, a *attempt) {
 	}
 	m, err := a.write(s.raw, buffer[:n])
 	if err != nil {
-		s.broken()
+		s.broken(err)
 		return
 	}
 	w.count(n, frames)
@@ -161,16 +161,15 @@ func (w *writers) slowly(s *socket, rest []byte) {
 
 func (w *writers) writeSlowly(s *socket, rest []byte) {
 	for {
-		if s.conn.SetWriteDeadline(time.Now().Add(w.hub.cfg.WriteTimeout)) != nil {
-			s.broken()
-			return
+		err := s.conn.SetWriteDeadline(time.Now().Add(w.hub.cfg.WriteTimeout))
+		if err == nil {
+			_, err = s.conn.Write(rest)
 		}
-		if _, err := s.conn.Write(rest); err != nil {
-			s.broken()
-			return
+		if err == nil {
+			err = s.conn.SetWriteDeadline(time.Time{})
 		}
-		if s.conn.SetWriteDeadline(time.Time{}) != nil {
-			s.broken()
+		if err != nil {
+			s.broken(err)
 			return
 		}
 		if cap(rest) < writeBytes {
