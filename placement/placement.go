@@ -5,12 +5,11 @@
 // Nothing here does I/O, reads a clock or starts a goroutine: every rule is a
 // function from tables to tables and is tested as one.
 //
-//	class + name --HMAC--> ObjectID --first 14 bits of its hash--> Slot --Table--> ShardID
+//	class + name --HMAC--> ObjectID --its first 14 bits--> Slot --Table--> ShardID
 package placement
 
 import (
 	"fmt"
-	"hash/crc32"
 	"math/bits"
 )
 
@@ -39,11 +38,10 @@ type Epoch uint64
 // A NodeID names a node for the whole life of its data directory.
 type NodeID string
 
-var slotTable = crc32.MakeTable(crc32.Castagnoli)
-
-// SlotOf returns the slot an object belongs to.
+// SlotOf returns the slot an object belongs to: the first 14 bits of its ID, whose base
+// is a hash or random, so that objects spread evenly whatever their names.
 func SlotOf(id ObjectID) Slot {
-	return Slot(crc32.Checksum(id[:], slotTable) % Slots)
+	return Slot(id[0])<<6 | Slot(id[1])>>2
 }
 
 // A Table maps every slot to the shard that owns it. The zero Table is not valid;

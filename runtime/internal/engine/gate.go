@@ -35,8 +35,15 @@ type flight struct {
 type held struct {
 	need    uint64
 	confirm *confirmation // if it rests on reads only: the proof that they were not stale
-	leave   func(error)
+	output  leaver
 }
+
+// A leaver is an output: it leaves when the gate lets it go, or is told why it may not.
+// It must not block.
+type leaver interface{ leave(broken error) }
+
+// leave makes a latch an output: it is closed by it.
+func (l *latch) leave(broken error) { l.finish(broken) }
 
 // A confirmation is pending until the store has confirmed the reign.
 type confirmation struct {
@@ -67,19 +74,19 @@ func (g *gate) durable(seq uint64) {
 }
 
 // hold queues an output behind everything that was held before it.
-func (g *gate) hold(leave func(error)) {
+func (g *gate) hold(out leaver) {
 	g.mu.Lock()
-	g.held.push(held{need: g.need, leave: leave})
+	g.held.push(held{need: g.need, output: out})
 	g.mu.Unlock()
 	g.letGo()
 }
 
 // holdConfirmed is hold for an output that rests on reads: it also waits until the
 // store has confirmed that the reign was not over.
-func (g *gate) holdConfirmed(store Store, leave func(error)) {
+func (g *gate) holdConfirmed(store Store, out leaver) {
 	c := &confirmation{}
 	g.mu.Lock()
-	g.held.push(held{need: g.need, confirm: c, leave: leave})
+	g.held.push(held{need: g.need, confirm: c, output: out})
 	g.mu.Unlock()
 	store.Confirm(func(err error) {
 		g.mu.Lock()
@@ -90,9 +97,9 @@ func (g *gate) holdConfirmed(store Store, leave func(error)) {
 }
 
 // holdAll is hold that waits for unconfirmed writes, too.
-func (g *gate) holdAll(leave func(error)) {
+func (g *gate) holdAll(out leaver) {
 	g.mu.Lock()
-	g.held.push(held{need: g.submitted, leave: leave})
+	g.held.push(held{need: g.submitted, output: out})
 	g.mu.Unlock()
 	g.letGo()
 }
@@ -117,9 +124,9 @@ func (g *gate) letGo() {
 				err = h.confirm.err
 			}
 		}
-		leave := g.held.pop().leave
+		out := g.held.pop().output
 		g.mu.Unlock()
-		leave(err)
+		out.leave(err)
 		g.mu.Lock()
 	}
 	g.letting = false
@@ -192,9 +199,9 @@ func (g *gate) uncommitted() int {
 func (g *gate) await(all bool, done <-chan struct{}) error {
 	var l latch
 	if all {
-		g.holdAll(l.finish)
+		g.holdAll(&l)
 	} else {
-		g.hold(l.finish)
+		g.hold(&l)
 	}
 	if !l.wait(done) {
 		return host.Errorf(host.CodeDeadline, "the writes so far are not durable yet").Because(host.ErrUnknownOutcome)

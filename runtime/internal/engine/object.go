@@ -263,7 +263,7 @@ func (o *object) run(ev *event) {
 	if ev.ended != nil {
 		ev.ended(err)
 	}
-	t.leave(err)
+	t.end(err)
 }
 
 // ready brings the object into the state in which an event can start: room for its
@@ -312,7 +312,7 @@ func (o *object) load(ev *event) error {
 	began := time.Now()
 	err := t.play(func() error { return inst.Handle(&t.ctx, t, &host.Load{}) })
 	o.class.metrics.observeLoad(err, time.Since(began))
-	t.leave(err)
+	t.end(err)
 	if err != nil {
 		ev.unloaded = true
 		return err

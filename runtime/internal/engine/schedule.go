@@ -374,7 +374,7 @@ func (a *alarmRun) ended(err error, unloaded bool) {
 	a.failed = true
 	cfg := &o.reign.engine.cfg
 	t := &turn{o: o, ev: &event{kind: kindSystem, ctx: o.reign.ctx, to: o.ref, left: a.done}, incarnation: o.incarnation}
-	t.leave(t.play(func() error {
+	t.end(t.play(func() error {
 		t.schedules()
 		s, ok := o.state.schedules[a.name]
 		switch {

@@ -87,7 +87,7 @@ func (e *Engine) SocketClosed(to host.Ref, c *host.SocketClose) {
 		// its own, which follows at once.
 		after := func(error) {
 			t := &turn{o: o, ev: &event{kind: kindSystem, ctx: o.reign.ctx, to: to}, incarnation: o.incarnation}
-			t.leave(t.play(func() error { return gone(t) }))
+			t.end(t.play(func() error { return gone(t) }))
 		}
 		ev.ended = after
 		return ev

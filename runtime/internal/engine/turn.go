@@ -21,6 +21,7 @@ type turn struct {
 	incarnation uint64 // of the object when the turn began
 
 	segment
+	err      error // the event's outcome, once it has ended
 	listings []*listing
 	nested   int
 	upgrade  host.Upgrade
@@ -38,11 +39,17 @@ type segment struct {
 	confirmed bool  // a write in it must be waited for
 	due       int64 // the earliest alarm set in it, Unix milliseconds; 0 if none
 	undos     []undo
-	outs      []output
+	outs      outputs
 }
 
-// An output is called when the gate lets it go, or with the reason why it does not.
-type output func(err error)
+// outputs are called when the gate lets them go, or with the reason why it does not.
+type outputs []func(broken error)
+
+func (outs outputs) leave(broken error) {
+	for _, out := range outs {
+		out(broken)
+	}
+}
 
 // play runs fn as the event and commits what it wrote; if it fails, what was done
 // since the last commit point is undone and the instance is thrown away.
@@ -111,28 +118,27 @@ func (o *object) committed(seq uint64, due int64, err error) {
 	o.reset(&e)
 }
 
-// leave queues the event's outcome and its last outputs behind the gate. What rests on
+// end queues the event's outcome and its last outputs behind the gate. What rests on
 // nothing but reads waits for the proof that they were not stale.
-func (t *turn) leave(err error) {
-	outs, ev := t.outs, t.ev
-	t.outs = nil
-	if t.loading && len(outs) == 0 {
+func (t *turn) end(err error) {
+	if t.loading && len(t.outs) == 0 {
 		return
 	}
-	leave := func(broken error) {
-		for _, out := range outs {
-			out(broken)
-		}
-		if broken == nil {
-			broken = err
-		}
-		ev.finish(broken)
-	}
+	t.err = err
 	if err == nil && t.confirmed {
-		t.o.gate.hold(leave)
+		t.o.gate.hold(t)
 	} else {
-		t.o.gate.holdConfirmed(t.o.reign.store, leave)
+		t.o.gate.holdConfirmed(t.o.reign.store, t)
 	}
+}
+
+// leave is called by the gate.
+func (t *turn) leave(broken error) {
+	t.outs.leave(broken)
+	if broken == nil {
+		broken = t.err
+	}
+	t.ev.finish(broken)
 }
 
 // commitPoint ends the segment: what was done so far will not be undone by a later
@@ -148,11 +154,7 @@ func (t *turn) commitPoint() {
 	}
 	t.segment = segment{}
 	if len(outs) > 0 {
-		t.o.gate.hold(func(broken error) {
-			for _, out := range outs {
-				out(broken)
-			}
-		})
+		t.o.gate.hold(outs)
 	}
 }
 
@@ -163,9 +165,9 @@ func (t *turn) passGate(ctx context.Context) error {
 	t.commitPoint()
 	var l latch
 	if proven {
-		t.o.gate.hold(l.finish)
+		t.o.gate.hold(&l)
 	} else {
-		t.o.gate.holdConfirmed(t.o.reign.store, l.finish)
+		t.o.gate.holdConfirmed(t.o.reign.store, &l)
 	}
 	if !l.wait(ctx.Done()) {
 		return errCanceled(ctx, false)
