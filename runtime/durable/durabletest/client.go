@@ -53,7 +53,7 @@ func (w *World) Dial(to Object, r *http.Request) (*Conn, error) {
 	if up.Socket == 0 {
 		return nil, host.Errorf(host.CodeBadRequest, "the object did not accept a WebSocket: it answered %d %s", rec.Code, rec.Body)
 	}
-	return n.gateway.conn(to.Ref().ID, up.Socket), nil
+	return n.gateway.take(up.Socket), nil
 }
 
 // Send sends a text message, and returns when the object's handler has ended. That the
@@ -173,13 +173,14 @@ type gateway struct {
 	down    bool                           // the node crashed
 	changed chan struct{}                  // closed and replaced at every change
 	conns   map[placement.ObjectID][]*Conn // oldest first
+	dialed  map[host.SocketID]*Conn        // accepted, and not yet handed to whoever dials
 	auto    map[placement.ObjectID][]host.AutoResponse
 }
 
 func newGateway(w *World) *gateway {
 	return &gateway{
 		world: w, changed: make(chan struct{}),
-		conns: map[placement.ObjectID][]*Conn{}, auto: map[placement.ObjectID][]host.AutoResponse{},
+		conns: map[placement.ObjectID][]*Conn{}, dialed: map[host.SocketID]*Conn{}, auto: map[placement.ObjectID][]host.AutoResponse{},
 	}
 }
 
@@ -196,7 +197,19 @@ func (g *gateway) Sockets(id placement.ObjectID) []host.Socket {
 func (g *gateway) Accept(ref host.Ref, s host.Socket) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.conns[ref.ID] = append(g.conns[ref.ID], &Conn{gateway: g, ref: ref, socket: s})
+	c := &Conn{gateway: g, ref: ref, socket: s}
+	g.conns[ref.ID] = append(g.conns[ref.ID], c)
+	g.dialed[s.ID] = c
+}
+
+// take returns the connection that a client has just opened. The object may have closed
+// it, and forgotten it, already.
+func (g *gateway) take(s host.SocketID) *Conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.dialed[s]
+	delete(g.dialed, s)
+	return c
 }
 
 func (g *gateway) Send(id placement.ObjectID, to host.SocketID, m host.Message) {
@@ -254,6 +267,14 @@ func (g *gateway) Forget(id placement.ObjectID, s host.SocketID) {
 		return c.forgotten
 	})
 	g.signal()
+}
+
+func (g *gateway) Release(id placement.ObjectID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.conns[id]) == 0 {
+		delete(g.auto, id)
+	}
 }
 
 func (g *gateway) CloseAll(id placement.ObjectID, code int, reason string) {
