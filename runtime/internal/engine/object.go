@@ -366,7 +366,8 @@ func (o *object) forget() {
 		o.gone = true
 	}
 	o.mu.Unlock()
-	if out {
+	if out { // events find it gone until it is removed, so that no successor can run before
+		o.reign.engine.cfg.Gateway.Release(o.ref.ID)
 		o.reign.remove(o)
 	}
 }

@@ -62,6 +62,9 @@ type Gateway interface {
 	// Forget drops a socket whose close event has run; until then Sockets lists it
 	// as closing.
 	Forget(id placement.ObjectID, s host.SocketID)
+	// Release tells that an object has left memory: what is not about its open sockets,
+	// such as its automatic responses, it will say again when it loads.
+	Release(id placement.ObjectID)
 	// CloseAll closes every socket of an object.
 	CloseAll(id placement.ObjectID, code int, reason string)
 }

@@ -403,4 +403,6 @@ func (g *gateway) Forget(id placement.ObjectID, s host.SocketID) {
 	g.sockets[id] = slices.DeleteFunc(g.sockets[id], func(x host.Socket) bool { return x.ID == s })
 }
 
+func (g *gateway) Release(placement.ObjectID) {}
+
 func (g *gateway) CloseAll(_ placement.ObjectID, code int, _ string) { g.note("close all %d", code) }
