@@ -378,9 +378,9 @@ func TestDamageInTheMiddleStopsOpen(t *testing.T) {
 				end := newestWAL(t, fs).records(func([]byte) {})
 				lost, stopped := 0, 0
 				rng := rand.New(rand.NewPCG(1, c.records))
-				for try := range 150 {
+				for try := range 60 {
 					at := rng.IntN(end)
-					if try < 30 {
+					if try < 20 {
 						at = try // the first record
 					}
 					last, err := reopen(t, fs, func(wal []byte) []byte {
@@ -398,8 +398,8 @@ func TestDamageInTheMiddleStopsOpen(t *testing.T) {
 					}
 				}
 				t.Logf("sealed %v: %d flips stopped Open, %d lost the last record", sealed, stopped, lost)
-				if stopped < 50 {
-					t.Errorf("only %d of 150 flips were noticed", stopped)
+				if stopped < 20 {
+					t.Errorf("only %d of 60 flips were noticed", stopped)
 				}
 			}
 		})
