@@ -28,6 +28,13 @@ const (
 	maxPage     = 200
 )
 
+// info is what a room says of itself.
+type info struct {
+	Room    string   `json:"room"` // empty if it has an ID only
+	Members []string `json:"members"`
+	LastSeq int64    `json:"lastSeq"` // of the latest message; 0 if there was none yet
+}
+
 // Fetch answers HTTP requests.
 func (*Room) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodGet {
@@ -42,7 +49,7 @@ func (*Room) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *
 			return nil
 		}
 		name, _ := tx.Name()
-		answer(w, http.StatusOK, map[string]any{"room": name, "members": members(tx), "lastSeq": last.Get(tx)})
+		answer(w, http.StatusOK, info{name, members(tx), last.Get(tx)})
 	case "/websocket":
 		return join(tx, strings.TrimSpace(r.URL.Query().Get("name")))
 	case "/members":

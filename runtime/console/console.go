@@ -46,7 +46,7 @@ type Status struct {
 type Class struct {
 	Name      string   `json:"name"`
 	Fetch     bool     `json:"fetch"`     // answers HTTP under /objects/{class}/{name}/
-	WebSocket bool     `json:"webSocket"` // takes WebSocket messages
+	WebSocket bool     `json:"webSocket"` // handles the messages of WebSockets
 	Methods   []string `json:"methods"`
 }
 
