@@ -277,15 +277,6 @@ func (g *gateway) Release(id placement.ObjectID) {
 	}
 }
 
-func (g *gateway) Release(id placement.ObjectID) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.conns[id]) == 0 {
-		delete(g.conns, id)
-		delete(g.auto, id)
-	}
-}
-
 func (g *gateway) CloseAll(id placement.ObjectID, code int, reason string) {
 	g.mu.Lock()
 	conns := slices.Clone(g.conns[id])
