@@ -75,7 +75,7 @@ func (b *bench) yardstick(ctx context.Context, kind string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(b.scratch, kind+"-")
+	dir, err := os.MkdirTemp(b.scratch, "yardstick-")
 	if err != nil {
 		return nil, err
 	}
