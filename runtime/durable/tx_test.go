@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-run/holdfast/runtime/durable"
 	"github.com/holdfast-run/holdfast/runtime/durable/durabletest"
 )

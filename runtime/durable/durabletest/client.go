@@ -31,7 +31,7 @@ type Conn struct {
 // see it.
 func (w *World) Connect(to Object, path string) *Conn {
 	w.helper()
-	conn, err := w.Dial(to, httptest.NewRequest(http.MethodGet, path, nil))
+	conn, err := w.Dial(to, httptest.NewRequestWithContext(context.Background(), http.MethodGet, path, nil))
 	if err != nil {
 		w.fatalf("connect to %s: %v", path, err)
 	}

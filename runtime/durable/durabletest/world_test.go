@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-run/holdfast/runtime/durable"
 	"github.com/holdfast-run/holdfast/runtime/durable/durabletest"
 )
