@@ -14,10 +14,11 @@
 //
 // What it teaches: memory as a cache of storage. A limiter is asked far more often than
 // a disk could follow, so it counts in memory, where it is exact for as long as its
-// owner lives. It saves its state once a second, unconfirmed, so that no check waits for
-// a disk, and once more when it leaves memory in good order. If its owner dies, at most
-// about a second of counting is lost: some requests too many are let through, none too
-// few. An alarm removes a limiter when nothing is left to remember.
+// owner lives, and no check writes anything. What was counted is saved unconfirmed a
+// second later, by background work that ends in an event of its own, and exactly when the
+// limiter leaves memory in good order. If its owner dies, what it counted in about the last
+// second is lost, or the last twentieth of its limit if that is more: some requests too many
+// are let through, none too few. An alarm removes a limiter when nothing is left to remember.
 package ratelimit
 
 import (
@@ -46,24 +47,24 @@ const (
 var Definition = durable.Define(Class, Check.Handle((*Limiter).checkCall))
 
 const (
-	saveEvery = time.Second
+	saveAfter = time.Second
+	saveShare = 20          // what is less than this part of the limit is not worth saving
 	linger    = time.Minute // how long a limiter that is free again is kept
 )
 
 // Limiter counts the requests of one key.
 type Limiter struct {
-	state  state
-	stored bool      // there is a state in storage
-	ahead  bool      // and it is not this one
-	last   time.Time // when the state was stored or loaded
-	head   fields
-	body   []byte
+	state   state
+	stored  bool  // there is a state in storage
+	unsaved int64 // what was counted since it was stored
+	saving  bool  // it will be stored soon
+	head    fields
+	body    []byte
 }
 
 // Load takes up where the last owner stopped.
 func (l *Limiter) Load(_ context.Context, tx *durable.Tx) error {
 	l.state, l.stored = saved.Lookup(tx)
-	l.last = time.Now()
 	return nil
 }
 
@@ -107,25 +108,44 @@ func (l *Limiter) checkCall(_ context.Context, tx *durable.Tx, req Request) (Ver
 
 // check is where everything happens. It does nothing that waits.
 func (l *Limiter) check(tx *durable.Tx, req Request) Verdict {
-	now := time.Now()
-	v := l.state.check(req.Rule, req.Cost, now.UnixMicro())
-	l.ahead = l.ahead || v.Allowed
-	if now.Sub(l.last) >= saveEvery {
-		l.save(tx)
+	v := l.state.check(req.Rule, req.Cost, time.Now().UnixMicro())
+	if v.Allowed {
+		l.unsaved += req.Cost
+		if !l.saving && l.unsaved >= req.Limit/saveShare {
+			l.saving = durable.Go(tx, second, (*Limiter).saveSoon) == nil
+		}
 	}
 	return v
 }
 
-// save stores what has been counted since the last time. The alarm is set only if there
-// is none: it looks for itself whether it came too early.
+// second is all of the background work: what makes the saving is the event after it.
+func second(ctx context.Context) (durable.None, error) {
+	timer := time.NewTimer(saveAfter)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return durable.None{}, ctx.Err()
+}
+
+func (l *Limiter) saveSoon(_ context.Context, tx *durable.Tx, _ durable.None, _ error) error {
+	l.saving = false
+	l.save(tx)
+	return nil
+}
+
+// save stores what was counted since the last time. The alarm is set only if there is none: it
+// looks for itself whether it came too early.
 func (l *Limiter) save(tx *durable.Tx) {
-	if !l.ahead {
+	if l.unsaved == 0 {
 		return
 	}
 	saved.Put(tx.Unconfirmed(), l.state)
-	l.stored, l.ahead, l.last = true, false, time.Now()
+	l.stored, l.unsaved = true, 0
 	if _, set := tx.Alarm(); !set {
-		tx.SetAlarm(l.last.Add(l.state.busy(l.last.UnixMicro()) + linger))
+		now := time.Now()
+		tx.SetAlarm(now.Add(l.state.busy(now.UnixMicro()) + linger))
 	}
 }
 

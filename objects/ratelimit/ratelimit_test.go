@@ -150,25 +150,46 @@ func TestWhatIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := durabletest.New(t, ratelimit.Definition)
 		ada := ratelimit.Class.Named(w, "ada")
-		take := func(want int64) {
+		take := func(cost, want int64) {
 			t.Helper()
 			v, err := ratelimit.Check.Call(t.Context(), ada, ratelimit.Request{
 				Rule: ratelimit.Rule{Algorithm: ratelimit.SlidingWindow, Limit: 100, Window: time.Hour},
+				Cost: cost,
 			})
 			if err != nil || v.Remaining != want {
 				t.Errorf("%d remain, %v; want %d", v.Remaining, err, want)
 			}
 		}
-		take(99)
-		take(98)
+		take(1, 99)
 		w.Evict(ada)
-		take(97)
-		time.Sleep(3 * time.Second)
-		take(96)
-		synctest.Wait() // the unconfirmed write is on its way
-		take(95)
+		take(1, 98)
+		take(10, 88)
+		time.Sleep(1500 * time.Millisecond)
 		w.Crash()
-		take(95)
+		take(10, 78)
+		w.Crash() // within the second
+		take(1, 87)
+		time.Sleep(1500 * time.Millisecond)
+		w.Crash() // which was not worth it
+		take(1, 87)
+		w.Restart()
+		take(1, 86)
+	})
+}
+
+// Nobody waits for a disk.
+func TestChecksDoNotWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := durabletest.New(t, ratelimit.Definition)
+		ada := ratelimit.Class.Named(w, "ada")
+		w.Hold()
+		for range 5 {
+			if _, err := ratelimit.Check.Call(t.Context(), ada, ratelimit.Request{Cost: 20}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Release()
 	})
 }
 
@@ -186,8 +207,8 @@ func TestIdleLimitersDeleteThemselves(t *testing.T) {
 			}
 			return n
 		}
-		// One that is free again before it sleeps was never stored.
-		do(t, w, "POST", "/check?limit=5&window=5s")
+		// One that was hardly used, and is free again before it sleeps, was never stored.
+		do(t, w, "POST", "/check?limit=50&window=5s")
 		time.Sleep(20 * time.Second)
 		if n := stored(); n != 0 {
 			t.Errorf("%d limiters are stored", n)
