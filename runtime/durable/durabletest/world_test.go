@@ -273,6 +273,24 @@ func TestFailCommits(t *testing.T) {
 	})
 }
 
+// A test may leave its world in whatever state: closing it takes no time and no part in
+// the outcome.
+func TestBrokenWorldsClose(t *testing.T) {
+	bubble(t, func(t *testing.T, w *durabletest.World, o durable.Stub[thing]) {
+		w.Connect(o, "/socket")
+		w.Hold()
+		w.FailCommits(durable.ErrUnknownOutcome)
+		if _, err := add.Call(t.Context(), o, 1); err == nil {
+			t.Error("a commit succeeded")
+		}
+		start := time.Now()
+		w.Close()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
 func TestAlarmInVirtualTime(t *testing.T) {
 	bubble(t, func(t *testing.T, w *durabletest.World, o durable.Stub[thing]) {
 		must[bool](t)(wake.Call(t.Context(), o, time.Hour))
