@@ -29,6 +29,7 @@ type operation struct {
 // [ErrCorrupt].
 func walk(batches []byte, visit func(id placement.ObjectID, op *operation)) error {
 	d := decoder{rest: batches}
+	var op operation
 	for len(d.rest) > 0 {
 		at := len(batches) - len(d.rest)
 		if len(d.rest) < batchHeader {
@@ -42,7 +43,6 @@ func walk(batches []byte, visit func(id placement.ObjectID, op *operation)) erro
 		id := placement.ObjectID(d.rest[4:batchHeader])
 		d.rest = d.rest[4+size:]
 		for len(body.rest) > 0 {
-			var op operation
 			if !body.operation(&op) {
 				return corruptf("batch at byte %d of %d: malformed operation %d", at, len(batches), op.code)
 			}
@@ -59,7 +59,7 @@ type decoder struct {
 }
 
 func (d *decoder) operation(op *operation) bool {
-	op.code = d.byte()
+	*op = operation{code: d.byte()}
 	switch op.code {
 	case opCreate:
 		op.class = d.bytes(maxNameBytes)

@@ -50,6 +50,7 @@ type file struct {
 	path         string
 	logger       *slog.Logger
 	txOperations int
+	stuck        bool // a transaction panicked, and may hold bbolt's locks for ever
 }
 
 // openFile opens a file that exists, and returns what the machine was when it was
@@ -80,9 +81,8 @@ func openFile(path string, o Options) (f *file, s state, err error) {
 		})
 	})
 	if err != nil {
-		// After a panic inside of bbolt its locks may be held for ever: let it be.
-		if f.db != nil && !errors.Is(err, ErrCorrupt) {
-			err = errors.Join(err, f.db.Close())
+		if f.db != nil { // it did not panic while it was opened
+			err = errors.Join(err, f.close())
 		}
 		return nil, state{}, err
 	}
@@ -128,7 +128,11 @@ func install(temp, path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
+// close waits for all reads to end.
 func (f *file) close() error {
+	if f.stuck {
+		return nil
+	}
 	return f.guard(f.db.Close)
 }
 

@@ -83,7 +83,8 @@ type Machine struct {
 	state   state  // of everything applied
 	sealed  state  // when frozen was closed
 	durable state  // in the file
-	failed  error  // why the file must not be written any more
+
+	failed error // why the file must not be written any more; guarded by flushing
 
 	viewMu sync.Mutex
 	view   *view // of the tables as they are now; nil if nobody has asked
@@ -135,9 +136,7 @@ func (m *Machine) Apply(index, term uint64, batches []byte) error {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.active.since.IsZero() {
-		m.active.since = m.options.Now()
-	}
+	m.touch()
 	a.run(m.active, batches)
 	m.state.index, m.state.term = index, term
 	if len(batches) > 0 {
@@ -145,6 +144,13 @@ func (m *Machine) Apply(index, term uint64, batches []byte) error {
 	}
 	m.view = nil
 	return nil
+}
+
+// touch notes when the first change came that the active table stands for.
+func (m *Machine) touch() {
+	if m.active.since.IsZero() {
+		m.active.since = m.options.Now()
+	}
 }
 
 // extendDigest leaves out nothing that replicas could differ in. Entries without batches are
@@ -167,6 +173,7 @@ func (m *Machine) SetConfiguration(index uint64, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if index > m.state.confIndex {
+		m.touch()
 		m.state.confIndex, m.state.conf = index, append([]byte{}, data...)
 	}
 }

@@ -266,7 +266,7 @@ func TestModel(t *testing.T) {
 	seeds := []uint64{*seedFlag}
 	if *seedFlag == 0 {
 		seeds = seeds[:0]
-		for seed := range uint64(8) {
+		for seed := range uint64(6) {
 			seeds = append(seeds, seed+1)
 		}
 	}

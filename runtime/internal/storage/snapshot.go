@@ -155,7 +155,7 @@ func (m *Machine) Restore(r io.Reader) error {
 	}
 	m.flushing.Lock()
 	defer m.flushing.Unlock()
-	if m.failed != nil {
+	if errors.Is(m.failed, fs.ErrClosed) {
 		return m.failed
 	}
 	temp := m.path + ".restore"
@@ -167,7 +167,7 @@ func (m *Machine) Restore(r io.Reader) error {
 		m.failed = fmt.Errorf("restore %s: %w", m.path, err)
 		return errors.Join(m.failed, f.close())
 	}
-	f.path = m.path
+	f.path, m.failed = m.path, nil
 	return m.replace(f, newTable(false), st).close()
 }
 

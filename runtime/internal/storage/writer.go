@@ -55,6 +55,7 @@ func (f *file) write(ctx context.Context, t *table, s *state) error {
 
 // update runs fn in one fsynced transaction.
 func (f *file) update(fn func(*writer) error) error {
+	f.stuck = true
 	return f.guard(func() error {
 		err := f.db.Update(func(tx *bbolt.Tx) error {
 			w := &writer{reader: reader{tx: tx, path: f.path}, room: f.txOperations}
@@ -64,6 +65,7 @@ func (f *file) update(fn func(*writer) error) error {
 			}
 			return fn(w)
 		})
+		f.stuck = false
 		if err != nil {
 			return fmt.Errorf("write %s: %w", f.path, err)
 		}
