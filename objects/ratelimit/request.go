@@ -100,8 +100,9 @@ func (r *Request) parse(query string) error {
 
 // parseWindow reads a duration such as 90s, 1m30s or 500ms; a number alone is in seconds.
 func parseWindow(s string) (time.Duration, error) {
-	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
-		return time.Duration(n) * time.Second, nil
+	if s == "" || s[len(s)-1] > '9' {
+		return time.ParseDuration(s)
 	}
-	return time.ParseDuration(s)
+	n, err := strconv.ParseUint(s, 10, 31)
+	return time.Duration(n) * time.Second, err
 }
