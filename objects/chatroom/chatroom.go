@@ -36,6 +36,7 @@ import (
 )
 
 const (
+	// Class is the rooms' class.
 	Class durable.Class[Room] = "chatroom"
 
 	retention durable.Schedule[Room, durable.None] = "retention"
@@ -52,10 +53,10 @@ const (
 	maxText    = 4_000 // characters
 	maxID      = 64    // bytes
 	historyLen = 50    // messages sent to whoever joins
-)
 
-// What a member may say: 20 messages at once, and 2 a second in the long run.
-var pace = ratelimit.Rule{Limit: 20, Window: 10 * time.Second}
+	paceLimit  = 20 // messages that a member may post at once, and then in every
+	paceWindow = 10 * time.Second
+)
 
 // Definition is the class.
 var Definition = durable.Define(Class, retention.Handle((*Room).sweep))
@@ -147,7 +148,7 @@ func tooFast(ctx context.Context, tx *durable.Tx, name string) float64 {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	limiter := ratelimit.Class.Named(tx, "chatroom/"+tx.ID().String()+"/"+name)
-	v, err := ratelimit.Check.Call(ctx, limiter, ratelimit.Request{Rule: pace})
+	v, err := ratelimit.Check.Call(ctx, limiter, ratelimit.Request{Rule: ratelimit.Rule{Limit: paceLimit, Window: paceWindow}})
 	if err != nil {
 		return 0
 	}

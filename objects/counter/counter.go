@@ -26,6 +26,7 @@ import (
 )
 
 const (
+	// Class is the counters' class.
 	Class durable.Class[Counter] = "counter"
 
 	// Add adds a number, which may be negative, and answers with the sum.

@@ -31,6 +31,7 @@ import (
 )
 
 const (
+	// Class is the limiters' class.
 	Class durable.Class[Limiter] = "ratelimit"
 
 	// Check asks whether a request may go on, and counts it if it may.
