@@ -54,8 +54,8 @@ const (
 	maxID      = 64    // bytes
 	historyLen = 50    // messages sent to whoever joins
 
-	paceLimit  = 20 // messages that a member may post at once, and then in every
-	paceWindow = 10 * time.Second
+	paceLimit  = 20               // messages that a member may post at once, and from then on
+	paceWindow = 10 * time.Second // in so long a time
 )
 
 // Definition is the class.
