@@ -100,6 +100,9 @@ type Engine struct {
 	sweepEvery time.Duration
 	stopping   atomic.Bool
 	waits      waitGraph
+
+	mu   sync.Mutex
+	kept map[placement.ShardID][]post
 }
 
 // A class is what the engine keeps of a host.Class: its facts, looked up once.
@@ -121,6 +124,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg:     cfg,
 		classes: make(map[string]*class, len(cfg.Classes)),
 		reigns:  make([]atomic.Pointer[reign], cfg.Table.Shards()),
+		kept:    make(map[placement.ShardID][]post),
 
 		sweepEvery: sweepEvery(cfg.IdleAfter),
 	}
@@ -161,6 +165,7 @@ func (e *Engine) Lead(ctx context.Context, shard placement.ShardID, store Store)
 	if !e.reigns[shard].CompareAndSwap(nil, r) {
 		panic(fmt.Sprintf("engine: shard %d is led already", shard))
 	}
+	e.unkeep(shard)
 	r.run()
 	e.reigns[shard].Store(nil)
 	r.end()
@@ -236,22 +241,53 @@ func (e *Engine) do(ctx context.Context, to host.Ref, ev *event) error {
 	return ev.wait(ctx)
 }
 
-// post queues the event that build makes of the object that to names, without waiting
-// for it. Such events are not refused while this node owns the object; a socket that
-// ended while it does not is forgotten.
-func (e *Engine) post(to host.Ref, build func(o *object) *event) {
+// A post is an event that must reach its object, whatever becomes of the one in memory:
+// the end of a socket.
+type post struct {
+	to    host.Ref
+	build func(o *object) *event // nil if the object has no use for it
+}
+
+// post queues an event without waiting for it. While the object is being reset, or its
+// shard has no owner here, it is kept until there is a new one.
+func (e *Engine) post(p post) {
 	for {
-		o, err := e.object(to)
+		o, err := e.object(p.to)
+		if errors.Is(err, host.ErrUnknownClass) {
+			return
+		}
 		if err != nil {
+			if e.keep(p) {
+				return
+			}
+			continue
+		}
+		if o.post(p) {
 			return
 		}
-		ev := build(o)
-		if ev == nil || o.push(ev) {
-			return
-		}
-		if !o.isGone() {
-			return // it is being reset, and its sockets with it
-		}
+	}
+}
+
+// keep keeps a post for the next reign over its shard. It reports false if that has begun.
+func (e *Engine) keep(p post) bool {
+	shard := e.cfg.Table.ShardOf(p.to.ID)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r := e.reigns[shard].Load(); r != nil && !r.isOver() {
+		return false
+	}
+	e.kept[shard] = append(e.kept[shard], p)
+	return true
+}
+
+// unkeep posts what was kept for a shard.
+func (e *Engine) unkeep(shard placement.ShardID) {
+	e.mu.Lock()
+	kept := e.kept[shard]
+	delete(e.kept, shard)
+	e.mu.Unlock()
+	for _, p := range kept {
+		e.post(p)
 	}
 }
 

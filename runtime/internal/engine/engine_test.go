@@ -551,6 +551,8 @@ func TestResetOnFailedCommit(t *testing.T) {
 		if _, err := w.call("x", "get", "a"); !errors.Is(err, host.ErrUnavailable) {
 			t.Errorf("an event during the reset got %v", err)
 		}
+		w.stop()
+		w.engine.SocketClosed(ref("x"), &host.SocketClose{Socket: 1, Code: 1006})
 		w.crash(Config{}, s)
 		if got := w.must("x", "get", "a"); got != "1" {
 			t.Errorf("the next reign reads %q, want the durable 1", got)
@@ -561,7 +563,10 @@ func TestResetOnFailedCommit(t *testing.T) {
 func TestResetOnStuckCommit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, Config{}, &script{})
+		w := newWorld(t, Config{}, &script{closed: func(tx host.Turn, c *host.SocketClose) error {
+			tx.Put("left", fmt.Append(nil, c.Code), false)
+			return nil
+		}})
 		w.must("x", "put", "a=1")
 		w.store.hold()
 		start := time.Now()
@@ -576,10 +581,14 @@ func TestResetOnStuckCommit(t *testing.T) {
 		if _, err := w.call("x", "get", "a"); !errors.Is(err, host.ErrUnavailable) {
 			t.Errorf("while the outcome is unknown an event got %v", err)
 		}
+		w.engine.SocketClosed(ref("x"), &host.SocketClose{Socket: 1, Code: 1012})
 		w.store.release()
 		pass(5 * time.Second)
 		if got := w.must("x", "get", "a"); got != "2" {
 			t.Errorf("when the outcome is known the object reads %q, want 2", got)
+		}
+		if got := w.must("x", "get", "left"); got != "1012" {
+			t.Errorf("a socket that ended during the reset left %q: its close event was lost", got)
 		}
 	})
 }

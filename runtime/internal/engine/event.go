@@ -33,6 +33,7 @@ type event struct {
 	called   bool      // an object's turn waits for it
 	resp     *response // of a fetch
 	unloaded bool      // it did not run because the object could not be loaded
+	post     *post     // what it was made of, if it must not be lost with the object
 
 	progress atomic.Uint32 // waiting, started or abandoned
 	latch    latch

@@ -29,6 +29,7 @@ type object struct {
 	bytes   int                  // of the events in the mailbox
 	resumes queue[chan struct{}] // turns that were given up and are wanted back; they go first
 	room    chan struct{}        // closed when the mailbox has room again
+	posts   []post               // for the object that will follow this one
 	holds   int                  // background work, and turns that were given up
 	used    time.Time            // when the last turn ended
 	settled chan struct{}        // closed when nothing runs, waits or holds
@@ -104,6 +105,40 @@ func (o *object) push(ev *event) bool {
 		go o.drain()
 	}
 	return true
+}
+
+// post queues a post, or keeps it for the object's successor. It reports false if that is
+// there already.
+func (o *object) post(p post) bool {
+	ev := p.build(o)
+	if ev == nil {
+		return true
+	}
+	ev.post = &p
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.gone:
+		return false
+	case o.refuse != nil:
+		o.posts = append(o.posts, p)
+		return true
+	}
+	o.enqueue(ev)
+	if !o.busy {
+		o.busy = true
+		go o.drain()
+	}
+	return true
+}
+
+// takePosts returns what is for the object's successor. The object is gone.
+func (o *object) takePosts() []post {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	posts := o.posts
+	o.posts, o.gone = nil, true
+	return posts
 }
 
 func (o *object) enqueue(ev *event) {
@@ -415,12 +450,6 @@ func (o *object) refusing() bool {
 	return o.refuse != nil
 }
 
-func (o *object) isGone() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.gone
-}
-
 // refuseWith fails the events that wait and every later one.
 func (o *object) refuseWith(err error) {
 	o.mu.Lock()
@@ -429,7 +458,11 @@ func (o *object) refuseWith(err error) {
 	}
 	var waiting []*event
 	for o.mailbox.len() > 0 {
-		waiting = append(waiting, o.mailbox.pop())
+		ev := o.mailbox.pop()
+		waiting = append(waiting, ev)
+		if ev.post != nil {
+			o.posts = append(o.posts, *ev.post)
+		}
 	}
 	o.bytes = 0
 	if o.room != nil {
@@ -439,7 +472,9 @@ func (o *object) refuseWith(err error) {
 	o.checkSettled()
 	o.mu.Unlock()
 	for _, ev := range waiting {
-		if ev.start() {
+		switch {
+		case ev.post != nil: // its successor will run it
+		case ev.start():
 			ev.refused(err)
 		}
 	}

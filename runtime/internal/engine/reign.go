@@ -21,35 +21,49 @@ type reign struct {
 	ctx    context.Context // ends with the reign
 	clock  clock
 
+	peopled chan struct{} // told when there is a first object
+
 	mu      sync.Mutex
 	over    bool
 	objects map[placement.ObjectID]*object
 }
 
 func newReign(ctx context.Context, e *Engine, shard placement.ShardID, store Store) *reign {
-	r := &reign{engine: e, shard: shard, store: store, ctx: ctx, objects: make(map[placement.ObjectID]*object)}
+	r := &reign{engine: e, shard: shard, store: store, ctx: ctx, objects: make(map[placement.ObjectID]*object), peopled: make(chan struct{}, 1)}
 	r.clock.init(r)
 	return r
 }
 
 // run sweeps until the reign is over: objects that were not used for a while leave
-// memory, and those whose commits hang are reset.
+// memory, and those whose commits hang are reset. While there are no objects it sleeps.
 func (r *reign) run() {
 	var wg sync.WaitGroup
 	wg.Go(r.clock.run)
 	defer wg.Wait()
-	tick := time.NewTicker(r.engine.sweepEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
-		case now := <-tick.C:
+		case now := <-timer.C:
 			for _, o := range r.all() {
 				o.sweep(now)
 			}
+		case <-r.peopled:
 		case <-r.ctx.Done():
 			return
 		}
+		if r.empty() {
+			timer.Stop()
+		} else {
+			timer.Reset(r.engine.sweepEvery)
+		}
 	}
+}
+
+func (r *reign) empty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.objects) == 0
 }
 
 // all returns the objects in memory.
@@ -79,17 +93,32 @@ func (r *reign) object(c *class, to host.Ref) (*object, error) {
 	o := &object{reign: r, class: c, ref: to}
 	r.objects[to.ID] = o
 	c.metrics.awake.Inc()
+	if len(r.objects) == 1 {
+		select {
+		case r.peopled <- struct{}{}:
+		default:
+		}
+	}
 	return o, nil
 }
 
-// remove forgets an object that is gone.
+// remove forgets an object that is gone, and hands what it could not take to the next.
 func (r *reign) remove(o *object) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.objects[o.ref.ID] == o {
 		delete(r.objects, o.ref.ID)
 		o.class.metrics.awake.Dec()
 	}
+	r.mu.Unlock()
+	for _, p := range o.takePosts() {
+		r.engine.post(p)
+	}
+}
+
+func (r *reign) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
 }
 
 // drain sends every object to sleep once its events have ended, and returns when all

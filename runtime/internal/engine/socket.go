@@ -71,7 +71,7 @@ func (e *Engine) Message(ctx context.Context, to host.Ref, m *host.SocketMessage
 // SocketClosed tells an object that a socket has ended. It returns at once; the event
 // is never refused while this node owns the object.
 func (e *Engine) SocketClosed(to host.Ref, c *host.SocketClose) {
-	e.post(to, func(o *object) *event {
+	e.post(post{to, func(o *object) *event {
 		ev := &event{kind: kindClose, ctx: o.reign.ctx, to: to, what: c, internal: true}
 		gone := func(t *turn) error {
 			o.sockets.remove(c.Socket)
@@ -91,17 +91,17 @@ func (e *Engine) SocketClosed(to host.Ref, c *host.SocketClose) {
 		}
 		ev.ended = after
 		return ev
-	})
+	}})
 }
 
 // SocketFailed tells an object that a socket has failed; SocketClosed follows.
 func (e *Engine) SocketFailed(to host.Ref, f *host.SocketError) {
-	e.post(to, func(o *object) *event {
+	e.post(post{to, func(o *object) *event {
 		if !o.class.info.SocketError {
 			return nil
 		}
 		return &event{kind: kindError, ctx: o.reign.ctx, to: to, what: f, internal: true}
-	})
+	}})
 }
 
 func (t *turn) Accept(a host.AcceptOptions) (host.SocketID, error) {
