@@ -29,8 +29,9 @@ type fake struct {
 	closed chan *host.SocketClose
 }
 
+var methods = map[string]bool{"add": true, "secret": false}
+
 func (f *fake) Class(name string) (host.ClassInfo, bool) {
-	methods := map[string]bool{"add": true, "secret": false}
 	switch name {
 	case "room":
 		return host.ClassInfo{Fetch: true, Methods: methods}, true

@@ -66,6 +66,7 @@ type Config struct {
 	HandshakeTimeout time.Duration // from Accept to Adopt; 10 s
 	CloseTimeout     time.Duration // for the client's answer to a close frame; 5 s
 	WriteTimeout     time.Duration // for a slow client to take 64 KiB; 20 s
+	Gather           time.Duration // large broadcasts of one object that follow each other faster wait for each other; negative: never; 2 ms
 	RetryFor         time.Duration // how long a message that found no owner is tried again; 1013 beyond; 15 s
 	Writers          int           // goroutines that write; GOMAXPROCS
 }
@@ -80,6 +81,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
 	setDefault(&c.CloseTimeout, 5*time.Second)
 	setDefault(&c.WriteTimeout, 20*time.Second)
+	setDefault(&c.Gather, 2*time.Millisecond)
 	setDefault(&c.RetryFor, 15*time.Second)
 	setDefault(&c.Writers, runtime.GOMAXPROCS(0))
 	if c.Logger == nil {
@@ -265,8 +267,17 @@ func (h *Hub) Broadcast(id placement.ObjectID, m host.Message, tag string, excep
 	f := newFrame(m)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	targets := r.tagged(tag)
+	if len(targets) >= gatherSockets && r.gather(h) {
+		for _, s := range targets {
+			if !slices.Contains(except, s.id) && s.sendLater(f) {
+				h.writers.push(s)
+			}
+		}
+		return
+	}
 	ready := r.ready[:0]
-	for _, s := range r.tagged(tag) {
+	for _, s := range targets {
 		if !slices.Contains(except, s.id) && s.send(f) {
 			ready = append(ready, s)
 		}

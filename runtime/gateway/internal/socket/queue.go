@@ -21,6 +21,27 @@ const tooSlow = "the client does not read fast enough"
 func (s *socket) send(f *frame) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.enqueue(f) && s.kick()
+}
+
+// sendLater is send for a frame that may wait for a while: it reports true only if the
+// queue is full.
+func (s *socket) sendLater(f *frame) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.enqueue(f) && s.by != byNobody && s.kick()
+}
+
+// wake reports whether something is queued and the socket must be pushed.
+func (s *socket) wake() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue) > 0 && s.kick()
+}
+
+// enqueue adds a frame, or says goodbye if there is no room for it. It reports whether
+// anything was queued.
+func (s *socket) enqueue(f *frame) bool {
 	if s.state == closed || s.by != byNobody {
 		return false
 	}
@@ -29,11 +50,10 @@ func (s *socket) send(f *frame) bool {
 		s.hub.metrics.overflows.Inc()
 		s.dropQueue()
 		s.sayGoodbye(byGateway, websocket.StatusPolicyViolation, tooSlow)
-		return s.kick()
+		return true
 	}
-	s.queue = append(s.queue, f)
-	s.queued += size
-	return s.kick()
+	s.push(f)
+	return true
 }
 
 // close queues a close frame, unless there is one already.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
@@ -29,6 +30,9 @@ type room struct {
 	byTag   map[string][]*socket
 	ready   []*socket // scratch of Broadcast
 	last    uint64    // order of the newest socket
+
+	round     time.Time // when the last large broadcast was given to the writers
+	gathering bool      // a timer will give the next one
 }
 
 func (h *Hub) shard(id placement.ObjectID) *roomShard { return &h.rooms[id[0]] }
@@ -126,6 +130,44 @@ func (r *room) remove(id host.SocketID) {
 			delete(r.byTag, tag)
 		}
 	}
+}
+
+// gatherSockets is how many sockets make a broadcast a large one.
+const gatherSockets = 32
+
+// gather reports whether a large broadcast should wait for the next ones, so that one
+// write per socket carries several frames. A write costs far more than a frame: this is
+// what bounds the cost of a busy room. It never delays by more than Gather, nor what
+// follows a pause; and a message for a single socket takes all that is queued along.
+func (r *room) gather(h *Hub) bool {
+	now := time.Now()
+	wait := h.cfg.Gather - now.Sub(r.round)
+	if wait <= 0 && !r.gathering {
+		r.round = now
+		return false
+	}
+	if !r.gathering {
+		r.gathering = true
+		time.AfterFunc(wait, func() { h.endRound(r) })
+	}
+	return true
+}
+
+// endRound gives what has gathered to the writers.
+func (h *Hub) endRound(r *room) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gathering = false
+	r.round = time.Now()
+	ready := r.ready[:0]
+	for _, s := range r.sockets {
+		if s.wake() {
+			ready = append(ready, s)
+		}
+	}
+	h.writers.push(ready...)
+	clear(ready)
+	r.ready = ready
 }
 
 // tagged returns the sockets with a tag, or all, oldest first.
