@@ -46,6 +46,7 @@ type Config struct {
 	Table   placement.Table // which shard owns which slot
 	Classes []host.Class
 	Gateway Gateway
+	Carrier Carrier      // in a cluster
 	Logger  *slog.Logger // default: discard
 	Metrics *Metrics     // default: not registered anywhere
 
@@ -165,6 +166,7 @@ func (e *Engine) Lead(ctx context.Context, shard placement.ShardID, store Store)
 	if !e.reigns[shard].CompareAndSwap(nil, r) {
 		panic(fmt.Sprintf("engine: shard %d is led already", shard))
 	}
+	r.checkSockets()
 	e.unkeep(shard)
 	r.run()
 	e.reigns[shard].Store(nil)

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
 
@@ -925,3 +926,85 @@ func BenchmarkHotCounter(b *testing.B) {
 		})
 	}
 }
+
+// A gateway of another node delivers a message again after its owner has died.
+func TestMessagesAreHandledOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{
+			fetch: func(_ context.Context, tx host.Turn, _ http.ResponseWriter, _ *http.Request) error {
+				_, err := tx.Accept(host.AcceptOptions{})
+				return err
+			},
+			message: func(tx host.Turn, m *host.SocketMessage) error {
+				if string(m.Data) == "clear" {
+					tx.DeleteAll()
+				}
+				if string(m.Data) != "look" {
+					tx.Put("n", fmt.Append(nil, number(tx, "n")+1), false)
+					tx.Broadcast(host.Message{Data: m.Data}, "", nil)
+				}
+				return nil
+			},
+		}
+		carrier := &carrier{}
+		w := newWorld(t, Config{Carrier: carrier}, s)
+		carrier.w = w
+		r := httptest.NewRequestWithContext(host.WithGateway(t.Context(), "far"), "GET", "/", nil)
+		r.Header.Set("Upgrade", "websocket")
+		up, err := w.engine.Serve(r.Context(), ref("x"), httptest.NewRecorder(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settled := 0
+		say := func(seq uint64, text string) {
+			t.Helper()
+			m := &host.SocketMessage{Socket: up.Socket, Seq: seq, Data: []byte(text)}
+			if err := w.engine.Deliver(t.Context(), ref("x"), m, func(error) { settled++ }); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		say(1, "a")
+		say(1, "a")
+		say(2, "look")
+		say(3, "clear")
+		if got := w.must("x", "get", "n"); got != "1" || settled != 4 {
+			t.Errorf("the object handled %s messages with effect, and %d settled", got, settled)
+		}
+		if got := w.gateway.sockets[ref("x").ID][0]; got.Gateway != "far" {
+			t.Errorf("the socket's gateway is %q", got.Gateway)
+		}
+		w.stop()
+		w.gateway.sockets[ref("x").ID][0].Seen = carrier.mark
+		sockets := w.gateway.sockets
+		w.store = &store{m: w.store.m, epoch: 2}
+		w.next = sockets
+		w.start(Config{Carrier: carrier}, s)
+		say(3, "clear")
+		say(4, "b")
+		if got := w.must("x", "get", "n"); got != "2" {
+			t.Errorf("after the owner died %s messages have had effect, want 2", got)
+		}
+		if log := w.gateway.take(); slices.ContainsFunc(log, func(s string) bool { return strings.HasPrefix(s, "close") }) {
+			t.Errorf("a socket that missed nothing was closed: %q", log)
+		}
+		w.stop()
+		w.store = &store{m: w.store.m, epoch: 3}
+		w.start(Config{Carrier: carrier}, s) // the gateway has not seen the last outputs
+		if log := w.gateway.take(); !slices.Equal(log, []string{"close 1012 messages may have been lost with the object's owner"}) {
+			t.Errorf("of a socket that missed something the gateway was told %q", log)
+		}
+	})
+}
+
+type carrier struct {
+	w    *world
+	mark uint64
+}
+
+func (c *carrier) Objects(placement.ShardID) []placement.ObjectID {
+	return []placement.ObjectID{ref("x").ID}
+}
+
+func (c *carrier) Mark(_ placement.ObjectID, n uint64) { c.mark = n }

@@ -39,6 +39,7 @@ type object struct {
 	incarnation uint64 // counts the instances that were thrown away
 	state       state
 	sockets     sockets
+	carried     carried
 	work        int // background tasks under way or about to start
 }
 

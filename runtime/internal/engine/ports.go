@@ -68,3 +68,14 @@ type Gateway interface {
 	// CloseAll closes every socket of an object.
 	CloseAll(id placement.ObjectID, code int, reason string)
 }
+
+// A Carrier is told what a gateway needs that outlives the owner of an object: sockets
+// whose connections are held by other nodes. Without one, gateway and owner share one fate.
+type Carrier interface {
+	// Objects returns the objects of a shard that have sockets anywhere. The engine asks when
+	// a reign begins.
+	Objects(shard placement.ShardID) []placement.ObjectID
+	// Mark tells, in order with what is sent, that everything up to the object's outputs of
+	// a number has been given to its gateways.
+	Mark(id placement.ObjectID, outputs uint64)
+}

@@ -46,14 +46,27 @@ func (s *sockets) remove(id host.SocketID) {
 // Message runs a socket's message as an event and returns when its handler has ended,
 // so that the next message of the socket follows it. A full mailbox makes it wait.
 func (e *Engine) Message(ctx context.Context, to host.Ref, m *host.SocketMessage) error {
+	return e.Deliver(ctx, to, m, nil)
+}
+
+// Deliver is Message that also calls settled, if it is not nil, once the event is durable or
+// has failed and everything that it sent has left: the message need not be kept any more.
+// settled must not block.
+func (e *Engine) Deliver(ctx context.Context, to host.Ref, m *host.SocketMessage, settled func(error)) error {
 	if info, ok := e.Class(to.Class); ok && !info.SocketMessage {
+		if settled != nil {
+			settled(nil)
+		}
 		return nil
 	}
 	if e.stopping.Load() {
 		return errStopping()
 	}
 	var ended latch
-	ev := &event{kind: kindMessage, ctx: ctx, to: to, what: m, size: len(m.Data) + eventOverhead, patient: true, ended: ended.finish}
+	ev := &event{kind: kindMessage, ctx: ctx, to: to, what: m, size: len(m.Data) + eventOverhead, patient: true, ended: ended.finish, left: settled}
+	if m.Seq > 0 {
+		ev.direct = func(t *turn) error { return t.message(m) }
+	}
 	mine, o, err := e.enter(ctx, to, ev)
 	if err != nil {
 		return err
@@ -68,6 +81,22 @@ func (e *Engine) Message(ctx context.Context, to host.Ref, m *host.SocketMessage
 	return ended.err
 }
 
+// message handles a numbered message, unless it has been.
+func (t *turn) message(m *host.SocketMessage) error {
+	o := t.o
+	last, err := o.lastHandled(m.Socket)
+	if err != nil || m.Seq <= last {
+		return err
+	}
+	if err := o.inst.Handle(&t.ctx, t, m); err != nil {
+		return err
+	}
+	if h := o.carried.handled[m.Socket]; h.seq < m.Seq {
+		o.carried.note(m.Socket, handled{m.Seq, h.stored})
+	}
+	return nil
+}
+
 // SocketClosed tells an object that a socket has ended. It returns at once; the event
 // is never refused while this node owns the object.
 func (e *Engine) SocketClosed(to host.Ref, c *host.SocketClose) {
@@ -77,7 +106,7 @@ func (e *Engine) SocketClosed(to host.Ref, c *host.SocketClose) {
 			o.sockets.remove(c.Socket)
 			gateway, id := e.cfg.Gateway, o.ref.ID
 			t.outs = append(t.outs, func(error) { gateway.Forget(id, c.Socket) })
-			return nil
+			return t.endSocket(c.Socket)
 		}
 		if !o.class.info.SocketClose {
 			ev.bare, ev.direct = true, gone
@@ -130,12 +159,17 @@ func (t *turn) Accept(a host.AcceptOptions) (host.SocketID, error) {
 	for t.o.sockets.byID[id] != nil {
 		id = host.SocketID(rand.Uint64() | 1)
 	}
-	sock := host.Socket{ID: id, Tags: tags, Attachment: a.Attachment, Accepted: time.Now()}
+	sock := host.Socket{ID: id, Tags: tags, Attachment: a.Attachment, Accepted: time.Now(), Gateway: host.GatewayOf(t.ev.ctx)}
+	if t.o.reign.engine.cfg.Carrier != nil {
+		if sock.Seen, err = t.o.outputs(); err != nil {
+			return 0, err
+		}
+	}
 	t.o.sockets.add(sock)
 	t.upgrade = host.Upgrade{Socket: id, Subprotocols: a.Subprotocols}
 	t.undos = append(t.undos, undo{fn: func() { t.o.sockets.remove(id) }})
 	gateway, ref := t.o.reign.engine.cfg.Gateway, t.o.ref
-	t.out(func() { gateway.Accept(ref, sock) })
+	t.send(func() { gateway.Accept(ref, sock) })
 	return id, nil
 }
 
@@ -162,6 +196,12 @@ func (t *turn) out(fn func()) {
 			fn()
 		}
 	})
+}
+
+// send adds an output to sockets.
+func (t *turn) send(fn func()) {
+	t.sends = true
+	t.out(fn)
 }
 
 func (t *turn) Socket(id host.SocketID) (host.Socket, bool) {
@@ -206,7 +246,7 @@ func (t *turn) Send(id host.SocketID, m host.Message) error {
 		return err
 	}
 	gateway, object := t.o.reign.engine.cfg.Gateway, t.o.ref.ID
-	t.out(func() { gateway.Send(object, id, m) })
+	t.send(func() { gateway.Send(object, id, m) })
 	return nil
 }
 
@@ -220,7 +260,7 @@ func (t *turn) Broadcast(m host.Message, tag string, except []host.SocketID) {
 	}
 	gateway, object := t.o.reign.engine.cfg.Gateway, t.o.ref.ID
 	except = slices.Clone(except)
-	t.out(func() { gateway.Broadcast(object, m, tag, except) })
+	t.send(func() { gateway.Broadcast(object, m, tag, except) })
 }
 
 func checkMessage(m host.Message) *host.Error {
@@ -241,7 +281,7 @@ func (t *turn) CloseSocket(id host.SocketID, code int, reason string) error {
 	s.Closing = true
 	t.undos = append(t.undos, undo{fn: func() { s.Closing = false }})
 	gateway, object := t.o.reign.engine.cfg.Gateway, t.o.ref.ID
-	t.out(func() { gateway.Close(object, id, code, reason) })
+	t.send(func() { gateway.Close(object, id, code, reason) })
 	return nil
 }
 
@@ -258,7 +298,7 @@ func (t *turn) SetAttachment(id host.SocketID, attachment []byte) error {
 	s.Attachment = attachment
 	t.undos = append(t.undos, undo{fn: func() { s.Attachment = old }})
 	gateway, object := t.o.reign.engine.cfg.Gateway, t.o.ref.ID
-	t.out(func() { gateway.SetAttachment(object, id, attachment) })
+	t.send(func() { gateway.SetAttachment(object, id, attachment) })
 	return nil
 }
 
@@ -279,6 +319,6 @@ func (t *turn) SetAutoResponses(pairs []host.AutoResponse) error {
 	}
 	pairs = slices.Clone(pairs)
 	gateway, object := t.o.reign.engine.cfg.Gateway, t.o.ref.ID
-	t.out(func() { gateway.SetAutoResponses(object, pairs) })
+	t.send(func() { gateway.SetAutoResponses(object, pairs) })
 	return nil
 }

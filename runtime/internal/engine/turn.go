@@ -37,6 +37,9 @@ type segment struct {
 	batch     storage.Batch
 	begun     bool  // the batch has its header
 	confirmed bool  // a write in it must be waited for
+	cleared   bool  // it empties the object
+	wiped     bool  // it removes the object
+	sends     bool  // it sends something to sockets
 	due       int64 // the earliest alarm set in it, Unix milliseconds; 0 if none
 	undos     []undo
 	outs      outputs
@@ -90,6 +93,9 @@ func (t *turn) submit() error {
 		if err := l.finish(); err != nil {
 			return o.storeFailed(err)
 		}
+	}
+	if err := t.stamp(); err != nil {
+		return err
 	}
 	size, due, now := t.batch.Size(), t.due, time.Now()
 	seq := o.gate.submit(size, t.confirmed, now)
@@ -148,10 +154,10 @@ func (t *turn) commitPoint() {
 	if t.nested > 0 {
 		panic(host.Errorf(host.CodeBadRequest, "a nested transaction cannot contain a commit point, such as a call to another object"))
 	}
-	outs := t.outs
 	if err := t.submit(); err != nil {
 		panic(asError(err))
 	}
+	outs := t.outs
 	t.segment = segment{}
 	if len(outs) > 0 {
 		t.o.gate.hold(outs)
@@ -186,6 +192,7 @@ func (t *turn) revert(to segment) {
 		t.batch.Truncate(to.batch.Size())
 	}
 	t.begun, t.confirmed, t.due = to.begun, to.confirmed, to.due
+	t.cleared, t.wiped, t.sends = to.cleared, to.wiped, to.sends
 }
 
 // check panics if the turn may not be used now.
@@ -209,7 +216,7 @@ func (t *turn) begin(grows bool, unconfirmed bool) {
 	}
 	if !t.begun {
 		t.batch.Reset(o.ref.ID)
-		t.begun, t.confirmed, t.due = true, false, 0
+		t.begun, t.confirmed, t.cleared, t.wiped, t.due = true, false, false, false, 0
 	}
 	if !s.exists || (o.ref.Named && !s.named) {
 		was := [2]bool{s.exists, s.named}
@@ -282,6 +289,7 @@ func (t *turn) DeleteAll() {
 	}
 	t.begin(false, false)
 	t.batch.Clear()
+	t.cleared = true
 	t.undos = append(t.undos, t.o.state.clear(t.batchSeq()))
 }
 
@@ -388,6 +396,7 @@ func (t *turn) destroy() {
 	if s.exists {
 		t.begin(false, false)
 		t.batch.Destroy()
+		t.wiped = true
 		t.undos = append(t.undos, s.clear(t.batchSeq()))
 		s.exists, s.named = false, false // the undo of clear restores them
 	}

@@ -25,6 +25,8 @@ type world struct {
 	gateway *gateway
 	end     context.CancelCauseFunc
 	ended   chan struct{}
+
+	next map[placement.ObjectID][]host.Socket // the sockets of the next gateway
 }
 
 func newWorld(t testing.TB, cfg Config, s *script) *world {
@@ -45,7 +47,10 @@ func (w *world) start(cfg Config, s *script) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.gateway = &gateway{sockets: make(map[placement.ObjectID][]host.Socket)}
+	w.gateway = &gateway{sockets: w.next}
+	if w.next == nil {
+		w.gateway.sockets = make(map[placement.ObjectID][]host.Socket)
+	}
 	cfg.Table, cfg.Gateway = table, w.gateway
 	cfg.Classes = append(cfg.Classes, s)
 	if w.engine, err = New(cfg); err != nil {

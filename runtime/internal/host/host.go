@@ -105,6 +105,9 @@ type SocketMessage struct {
 	Socket SocketID
 	Data   []byte
 	Binary bool
+	// Seq numbers the messages of one socket from 1, so that one which is delivered again,
+	// to the object's next owner, is not handled twice. 0 means that it never is.
+	Seq uint64
 }
 
 // SocketClose is the end of a socket; every accepted socket gets exactly one. The
@@ -293,6 +296,9 @@ type Socket struct {
 	Accepted     time.Time
 	AutoResponse time.Time // when the last auto-response was sent; zero if never
 	Closing      bool
+
+	Gateway placement.NodeID // the node that holds the connection; "" if it is this one
+	Seen    uint64           // number of the newest outputs of the object that its gateway has got
 }
 
 // A Message is what is sent to a client.

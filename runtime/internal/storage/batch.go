@@ -13,9 +13,10 @@ type Space byte
 
 // The spaces. Metadata is written by Create only.
 const (
-	SpaceMeta  Space = 'm'
-	SpaceKey   Space = 'k'
-	SpaceAlarm Space = 'a'
+	SpaceMeta   Space = 'm'
+	SpaceKey    Space = 'k'
+	SpaceAlarm  Space = 'a'
+	SpaceSocket Space = 's' // what has been taken from, and given to, sockets
 )
 
 // The operations of a batch. Each is one byte followed by its fields; strings and
