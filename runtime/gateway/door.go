@@ -17,8 +17,7 @@ import (
 
 // ServeHTTP is the gateway as a handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	a := g.answers.Get().(*answer)
-	*a = answer{ResponseWriter: w}
+	a := &answer{ResponseWriter: w} // not pooled: somebody may hold on to it after a cancelled event
 	defer g.done(a, r)
 	g.serve(a, r)
 }
@@ -37,8 +36,6 @@ func (g *Gateway) done(a *answer, r *http.Request) {
 	}
 	g.metrics.request(a.class, a.status)
 	g.metrics.bytesOut.Add(float64(a.bytes))
-	*a = answer{}
-	g.answers.Put(a)
 }
 
 // serve decides what a request is for.

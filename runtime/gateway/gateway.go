@@ -29,7 +29,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -122,9 +121,7 @@ type Gateway struct {
 	origins origins
 	refs    *refCache
 	metrics *metrics
-	answers sync.Pool // of *answer
 	server  *http.Server
-	serving sync.WaitGroup // calls of Serve
 }
 
 // New returns a gateway that serves nobody yet. The error says which setting is wrong.
@@ -143,7 +140,6 @@ func New(cfg Config) (*Gateway, error) {
 		refs:    newRefCache(),
 		metrics: newMetrics(),
 	}
-	g.answers.New = func() any { return new(answer) }
 	g.server = g.newServer()
 	return g, nil
 }
@@ -175,8 +171,6 @@ func (g *Gateway) Attach(to Dispatcher) {
 // Serve takes connections from a listener until [Gateway.Shutdown], and then returns
 // nil. It may be called for several listeners at once.
 func (g *Gateway) Serve(l net.Listener) error {
-	g.serving.Add(1)
-	defer g.serving.Done()
 	err := g.server.Serve(&listener{Listener: l, gateway: g})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -197,7 +191,6 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 	if serr := <-sockets; err == nil {
 		err = serr
 	}
-	g.serving.Wait()
 	if err != nil {
 		return fmt.Errorf("stop the gateway: %w", err)
 	}

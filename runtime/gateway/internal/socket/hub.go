@@ -59,6 +59,7 @@ type Config struct {
 
 	MaxSockets       int           // of the node; 262,144
 	MaxMessageBytes  int64         // of one message from a client, decompressed; 1009 beyond; 32 MiB
+	PartialBytes     int64         // of the node: messages over 4 KiB that are being received; 1013 beyond; 1 GiB
 	QueueFrames      int           // waiting for one client; 1008 beyond; 16,384
 	QueueBytes       int           // waiting for one client, unless it is a single message; 1008 beyond; 8 MiB
 	CompressBytes    int           // messages from this size on are compressed where the client offered it; negative: never; 512
@@ -74,6 +75,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	setDefault(&c.MaxSockets, 1<<18)
 	setDefault(&c.MaxMessageBytes, host.MaxMessageBytes)
+	setDefault(&c.PartialBytes, 1<<30)
 	setDefault(&c.QueueFrames, 16<<10)
 	setDefault(&c.QueueBytes, 8<<20)
 	setDefault(&c.CompressBytes, 512)
@@ -112,10 +114,11 @@ type Hub struct {
 	scratch sync.Pool // of *[scratchBytes]byte, for readers
 	press   press
 
-	open   atomic.Int64
-	closed atomic.Bool     // Shutdown has begun
-	ctx    context.Context // the lifetime of message events
-	cancel context.CancelFunc
+	open    atomic.Int64
+	partial atomic.Int64    // bytes of messages that are being received
+	closed  atomic.Bool     // Shutdown has begun
+	ctx     context.Context // the lifetime of message events
+	cancel  context.CancelFunc
 
 	mu      sync.Mutex // guards the start of readers against Shutdown
 	readers sync.WaitGroup
@@ -268,9 +271,10 @@ func (h *Hub) Broadcast(id placement.ObjectID, m host.Message, tag string, excep
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	targets := r.tagged(tag)
+	skip := skipper(except)
 	if len(targets) >= gatherSockets && r.gather(h) {
 		for _, s := range targets {
-			if !slices.Contains(except, s.id) && s.sendLater(f) {
+			if !skip(s.id) && s.sendLater(f) {
 				h.writers.push(s)
 			}
 		}
@@ -278,13 +282,25 @@ func (h *Hub) Broadcast(id placement.ObjectID, m host.Message, tag string, excep
 	}
 	ready := r.ready[:0]
 	for _, s := range targets {
-		if !slices.Contains(except, s.id) && s.send(f) {
+		if !skip(s.id) && s.send(f) {
 			ready = append(ready, s)
 		}
 	}
 	h.writers.push(ready...)
 	clear(ready)
 	r.ready = ready
+}
+
+// skipper returns whether an ID is among some.
+func skipper(ids []host.SocketID) func(host.SocketID) bool {
+	if len(ids) <= 8 {
+		return func(id host.SocketID) bool { return slices.Contains(ids, id) }
+	}
+	set := make(map[host.SocketID]struct{}, len(ids))
+	for _, id := range ids {
+		set[id] = struct{}{}
+	}
+	return func(id host.SocketID) bool { _, ok := set[id]; return ok }
 }
 
 // Close begins to close a socket, behind what has been sent to it.

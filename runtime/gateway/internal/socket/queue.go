@@ -194,12 +194,12 @@ func (s *socket) idle() bool {
 }
 
 // finished tells that the reader needs the connection no more: it is closed when all
-// that is queued has been written.
+// that is queued has been written. If nobody said goodbye, nobody is there to read it.
 func (s *socket) finished() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.done = true
-	if !s.writing && len(s.queue) == 0 && s.conn != nil {
+	if s.by == byNobody || !s.writing && len(s.queue) == 0 {
 		s.conn.Close()
 	}
 }

@@ -72,7 +72,10 @@ const (
 	byLibrary // an answer to the client's close frame, or to a broken one
 )
 
-var errStopped = errors.New("the hub has stopped")
+var (
+	errStopped = errors.New("the hub has stopped")
+	errPartial = errors.New("the node receives too many large messages at once")
+)
 
 // describe is the socket as its object sees it. room.mu is held.
 func (s *socket) describe() host.Socket {
@@ -167,7 +170,7 @@ func (s *socket) message(binary bool, r io.Reader) error {
 	if whole {
 		data = append(make([]byte, 0, len(data)), data...)
 	} else if err == nil {
-		data, err = readRest(append(make([]byte, 0, 2*scratchBytes), data...), r)
+		data, err = s.readRest(data, r)
 	}
 	s.hub.scratch.Put(scratch)
 	if err != nil {
@@ -201,11 +204,22 @@ func fill(p []byte, r io.Reader) (data []byte, whole bool, err error) {
 	return p, false, nil
 }
 
-// readRest appends what is left of r.
-func readRest(data []byte, r io.Reader) ([]byte, error) {
+// readRest reads a message whose head did not fit into the scratch. It takes memory as
+// the bytes come, whatever the frames promise, and never more than the node has for it.
+func (s *socket) readRest(head []byte, r io.Reader) ([]byte, error) {
+	var counted int64
+	defer func() { s.hub.partial.Add(-counted) }()
+	data := append(make([]byte, 0, 4*scratchBytes), head...)
 	for {
 		if len(data) == cap(data) {
 			data = append(data, 0)[:len(data)]
+		}
+		if more := int64(cap(data)) - counted; more > 0 {
+			counted += more
+			if s.hub.partial.Add(more) > s.hub.cfg.PartialBytes {
+				s.close(byGateway, websocket.StatusTryAgainLater, "too many large messages at once")
+				return nil, errPartial
+			}
 		}
 		n, err := r.Read(data[len(data):cap(data)])
 		data = data[:len(data)+n]

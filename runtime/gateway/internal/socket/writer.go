@@ -53,13 +53,16 @@ func (w *writers) stop() {
 	w.wg.Wait()
 }
 
-// push adds sockets that have something to write.
+// push adds sockets that have something to write. After stop it does nothing.
 func (w *writers) push(s ...*socket) {
 	if len(s) == 0 {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.stopped {
+		return
+	}
 	w.ready = append(w.ready, s...)
 	for range min(w.idle, (len(s)+claimSockets-1)/claimSockets) {
 		w.cond.Signal()
@@ -130,8 +133,15 @@ func (w *writers) write(s *socket, buffer []byte, a *attempt) {
 		w.hub.metrics.slowWriters.Inc()
 		w.slowly(s, append([]byte(nil), buffer[m:n]...))
 	case !s.idle():
-		w.push(s)
+		w.requeue(s)
 	}
+}
+
+// requeue is push for a writer: it will come by again, even when it is to stop.
+func (w *writers) requeue(s *socket) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ready = append(w.ready, s)
 }
 
 func (w *writers) count(n, frames int) {
