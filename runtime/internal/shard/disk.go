@@ -42,9 +42,9 @@ type Disk struct {
 }
 
 // diskTick is how often the free space is measured.
-const diskTick = time.Second
+const diskTick = 100 * time.Millisecond
 
-// WatchDisk measures the free space now, and from now on every second.
+// WatchDisk measures the free space now, and from now on again and again.
 func WatchDisk(cfg DiskConfig) (*Disk, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
