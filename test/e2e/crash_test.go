@@ -160,6 +160,7 @@ func TestCorruptLog(t *testing.T) {
 		t.Errorf("ended with status %d", status)
 	}
 	message := lastLine(n.stderr.String())
+	t.Log(message)
 	oneSentence(t, message, filepath.Base(wal))
 	if !strings.Contains(message, "offset ") || strings.Contains(n.stderr.String(), "goroutine ") {
 		t.Errorf("it said %q, want the offset and no stack", n.stderr.String())
@@ -200,6 +201,7 @@ func TestLostState(t *testing.T) {
 				return
 			}
 			message := lastLine(n.stderr.String())
+			t.Log(message)
 			if !strings.HasPrefix(message, "holdfast: ") || !strings.Contains(message, filepath.Join(data, "shards")) || strings.Contains(n.stderr.String(), "goroutine ") {
 				t.Errorf("it said %q, want one sentence that names the file", n.stderr.String())
 			}
@@ -299,7 +301,7 @@ func stateFiles(t *testing.T, data string) []string {
 	return files
 }
 
-// fill writes to a file until the disk is full.
+// fill writes to a file until the disk is full, at the pace of a fast disk.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -310,6 +312,7 @@ func fill(t *testing.T, path string) {
 		if _, err := f.Write(block); err != nil {
 			return
 		}
+		time.Sleep(2 * time.Millisecond)
 	}
 }
 

@@ -85,9 +85,7 @@ func TestConfigFileAndEnvironment(t *testing.T) {
 		"holdfast": {"data": "/nowhere", "logFormat": "json", "shards": 4, "origins": ["app.example.com"], "maxBodyBytes": 1000},
 	}`), 0o600))
 	n := start(t, filepath.Join(dir, "data"), "--config", config) // the flags --data and --listen win
-	if !strings.Contains(n.stderr.String(), `{"time":`) {
-		t.Errorf("the log is not JSON: %s", n.stderr.String())
-	}
+	eventually(t, "a log in JSON", func() bool { return strings.HasPrefix(n.stderr.String(), `{"time":`) })
 	answer := n.do(http.MethodPost, "/objects/counter/c/increment", strings.Repeat(" ", 1001), http.StatusRequestEntityTooLarge)
 	if code := errorCode(t, answer); code != "too_large" {
 		t.Errorf("a body over the limit is refused with %q", code)

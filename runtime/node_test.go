@@ -1,0 +1,195 @@
+package runtime_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-run/holdfast/runtime"
+	"github.com/holdfast-run/holdfast/runtime/durable"
+)
+
+const (
+	greeterClass durable.Class[greeter]                              = "greeter"
+	greet        durable.Method[greeter, string, string]             = "greet"
+	rest         durable.Method[greeter, durable.None, durable.None] = "rest"
+
+	lastGuest durable.Key[string] = "last"
+)
+
+var greeterDefinition = durable.Define(greeterClass, greet.Handle((*greeter).greet), rest.Handle((*greeter).rest))
+
+// A greeter remembers whom it greeted last.
+type greeter struct{}
+
+func (*greeter) greet(_ context.Context, tx *durable.Tx, name string) (string, error) {
+	before := lastGuest.Get(tx)
+	lastGuest.Put(tx, name)
+	return before, nil
+}
+
+// rest runs until it is told to stop.
+func (*greeter) rest(ctx context.Context, _ *durable.Tx, _ durable.None) (durable.None, error) {
+	<-ctx.Done()
+	return durable.None{}, ctx.Err()
+}
+
+func (*greeter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *http.Request) error {
+	_, err := io.WriteString(w, "last was "+lastGuest.Get(tx))
+	return err
+}
+
+// TestNodeRunsOwnClasses is what a program does that embeds a node.
+func TestNodeRunsOwnClasses(t *testing.T) {
+	t.Parallel()
+	cfg := runtime.Config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", Shards: 2}
+	n := start(t, cfg)
+	id := n.ID()
+	before, err := greet.Call(t.Context(), greeterClass.Named(n, "door"), "ada")
+	if err != nil || before != "" {
+		t.Fatalf("the first guest came after %q, error %v", before, err)
+	}
+	if got := get(t, n, "/objects/greeter/door/"); got != "last was ada" {
+		t.Errorf("over HTTP: %q", got)
+	}
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Stop(t.Context()); err != nil {
+		t.Errorf("stopped twice: %v", err)
+	}
+
+	cfg.Shards = 0
+	n = start(t, cfg)
+	if n.ID() != id {
+		t.Errorf("the node was %s and is %s", id, n.ID())
+	}
+	before, err = greet.Call(t.Context(), greeterClass.Named(n, "door"), "bob")
+	if err != nil || before != "ada" {
+		t.Errorf("after a restart: %q, error %v", before, err)
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { taken.Close() })
+	data := t.TempDir()
+	canceled, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("changed my mind"))
+
+	for name, c := range map[string]struct {
+		ctx     context.Context
+		cfg     runtime.Config
+		classes []durable.Definition
+		want    string
+	}{
+		"an address in use":   {cfg: runtime.Config{Listen: taken.Addr().String()}, want: "address already in use"},
+		"an odd shard number": {cfg: runtime.Config{Shards: 3}, want: "want a power of two"},
+		"a negative time":     {cfg: runtime.Config{StopTimeout: -1}, want: "is negative"},
+		"a bad origin":        {cfg: runtime.Config{Origins: []string{"http://["}}, want: "origin"},
+		"a class twice":       {classes: []durable.Definition{greeterDefinition, greeterDefinition}, want: `class "greeter" is defined twice`},
+		"a missing binding":   {classes: []durable.Definition{greeterDefinition.Needs(durable.Binding[int]("archive"))}, want: `needs the binding "archive"`},
+		"an ended context":    {ctx: canceled, want: "changed my mind"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.ctx == nil {
+				c.ctx = t.Context()
+			}
+			c.cfg.Data = data // the same for all: each must let it go
+			if c.cfg.Listen == "" {
+				c.cfg.Listen = "127.0.0.1:0"
+			}
+			n, err := runtime.Start(c.ctx, c.cfg, c.classes...)
+			if err == nil {
+				n.Stop(t.Context())
+				t.Fatal("it started")
+			}
+			if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("got %q, want one sentence with %q", err, c.want)
+			}
+		})
+	}
+	start(t, runtime.Config{Data: data, Listen: "127.0.0.1:0"})
+}
+
+// TestStopIsBounded stops a node in which a handler does not end.
+func TestStopIsBounded(t *testing.T) {
+	t.Parallel()
+	n := start(t, runtime.Config{Data: t.TempDir(), Listen: "127.0.0.1:0", Shards: 2, StopTimeout: 300 * time.Millisecond})
+	if _, err := greet.Call(t.Context(), greeterClass.Named(n, "door"), "ada"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { // ends with the handler, which is waited for below
+		_, err := rest.Call(t.Context(), greeterClass.Named(n, "door"), durable.None{})
+		done <- err
+	}()
+	begin := time.Now()
+	if err := n.Stop(t.Context()); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if err := <-done; err == nil {
+		t.Error("the call that was cut off was answered")
+	}
+}
+
+func BenchmarkHotCounter(b *testing.B) {
+	n, err := runtime.Start(b.Context(), runtime.Config{Data: b.TempDir(), Listen: "127.0.0.1:0"}, greeterDefinition)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { n.Stop(context.Background()) })
+	if err := n.Ready(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.SetParallelism(128) // times GOMAXPROCS callers
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := greet.Call(b.Context(), greeterClass.Named(n, "hot"), "ada"); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+func start(t *testing.T, cfg runtime.Config) *runtime.Node {
+	t.Helper()
+	n, err := runtime.Start(t.Context(), cfg, greeterDefinition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Stop(context.Background()) })
+	if err := n.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func get(t *testing.T, n *runtime.Node, path string) string {
+	t.Helper()
+	resp, err := http.Get("http://" + n.Addr() + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
