@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 
@@ -77,8 +74,18 @@ func (e *Engine) system(ctx context.Context, to host.Ref, left func(error), fn f
 	return e.do(ctx, to, &event{kind: kindSystem, ctx: ctx, to: to, size: eventOverhead, bare: true, direct: fn, left: left, called: left != nil})
 }
 
-// ListObjects returns one page of the stored objects of a class, by name, then by ID.
+// ListObjects returns one page of the stored objects of a class, by name, then by ID. This
+// node must lead every shard.
 func (e *Engine) ListObjects(ctx context.Context, class string, o host.ListOptions) (host.ListPage, error) {
+	all := make([]placement.ShardID, len(e.reigns))
+	for i := range all {
+		all[i] = placement.ShardID(i)
+	}
+	return e.ListShards(ctx, all, class, o)
+}
+
+// ListShards is ListObjects for some shards, which this node must lead.
+func (e *Engine) ListShards(ctx context.Context, shards []placement.ShardID, class string, o host.ListOptions) (host.ListPage, error) {
 	if _, ok := e.classes[class]; !ok {
 		return host.ListPage{}, host.Errorf(host.CodeUnknownClass, "there is no class %q", class)
 	}
@@ -86,17 +93,17 @@ func (e *Engine) ListObjects(ctx context.Context, class string, o host.ListOptio
 	if limit <= 0 || limit > host.MaxListLimit {
 		limit = host.MaxListLimit
 	}
-	after, err := decodeCursor(o.Cursor)
+	name, id, err := host.DecodeCursor(o.Cursor)
 	if err != nil {
 		return host.ListPage{}, err
 	}
-	var all []storage.Object
-	for i := range e.reigns {
-		r := e.reigns[i].Load()
+	var all host.ListPage
+	for _, shard := range shards {
+		r := e.reigns[shard].Load()
 		if r == nil {
 			return host.ListPage{}, errNoOwner()
 		}
-		part, err := r.store.Objects(class, o.Prefix, after, limit+1)
+		part, err := r.store.Objects(class, o.Prefix, storage.Position{Name: name, ID: id}, limit+1)
 		if err != nil {
 			return host.ListPage{}, host.Errorf(host.CodeInternal, "the list of objects cannot be read").Because(err)
 		}
@@ -108,41 +115,14 @@ func (e *Engine) ListObjects(ctx context.Context, class string, o host.ListOptio
 		if l.err != nil {
 			return host.ListPage{}, l.err
 		}
-		all = append(all, part...)
-	}
-	slices.SortFunc(all, func(a, b storage.Object) int {
-		if c := strings.Compare(a.Name, b.Name); c != 0 {
-			return c
+		for _, s := range part {
+			all.Objects = append(all.Objects, host.ObjectInfo{
+				Ref:     host.Ref{Class: s.Class, ID: s.ID, Name: s.Name, Named: s.Named},
+				Created: millis(s.Created),
+			})
 		}
-		return bytes.Compare(a.ID[:], b.ID[:])
-	})
-	var page host.ListPage
-	if len(all) > limit {
-		all = all[:limit]
-		page.Cursor = encodeCursor(all[limit-1])
 	}
-	for _, s := range all {
-		page.Objects = append(page.Objects, host.ObjectInfo{
-			Ref:     host.Ref{Class: s.Class, ID: s.ID, Name: s.Name, Named: s.Named},
-			Created: millis(s.Created),
-		})
-	}
-	return page, nil
-}
-
-func encodeCursor(last storage.Object) string {
-	return base64.RawURLEncoding.EncodeToString(append(last.ID[:], last.Name...))
-}
-
-func decodeCursor(s string) (storage.Position, error) {
-	if s == "" {
-		return storage.Position{}, nil
-	}
-	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil || len(b) < len(placement.ObjectID{}) || len(b) > len(placement.ObjectID{})+host.MaxNameBytes {
-		return storage.Position{}, host.Errorf(host.CodeBadRequest, "the cursor is not one that a list returned")
-	}
-	return storage.Position{ID: placement.ObjectID(b[:32]), Name: string(b[32:])}, nil
+	return host.MergePages(limit, all), nil
 }
 
 // Evict sends an object to sleep, if it is awake, when its events have ended.
@@ -166,19 +146,23 @@ func (e *Engine) find(to host.Ref) *object {
 }
 
 func (t *turn) Call(ctx context.Context, to host.Ref, method string, args []byte) (reply []byte, err error) {
-	err = t.reach(ctx, to, func(left func(error)) error {
-		reply, err = t.o.reign.engine.call(ctx, to, method, args, left)
+	err = t.reach(ctx, to, func(ctx context.Context, far host.Caller, left func(error)) error {
+		if far != nil {
+			reply, err = far.Call(ctx, to, method, args)
+		} else {
+			reply, err = t.o.reign.engine.call(ctx, to, method, args, left)
+		}
 		return err
 	})
 	return reply, err
 }
 
 func (t *turn) Fetch(ctx context.Context, to host.Ref, w http.ResponseWriter, r *http.Request) error {
-	return t.reach(ctx, to, func(left func(error)) error {
-		up, err := t.o.reign.engine.serve(ctx, to, w, r, false, left)
-		if err == nil && up.Socket != 0 {
-			return host.Errorf(host.CodeInternal, "a fetch that cannot be upgraded was")
+	return t.reach(ctx, to, func(ctx context.Context, far host.Caller, left func(error)) error {
+		if far != nil {
+			return far.Fetch(ctx, to, w, r)
 		}
+		_, err := t.o.reign.engine.serve(ctx, to, w, r, false, left)
 		return err
 	})
 }
@@ -188,8 +172,12 @@ func (t *turn) Lookup(ctx context.Context, to host.Ref) (info host.ObjectInfo, e
 		t.check()
 		return t.info()
 	}
-	err = t.reach(ctx, to, func(left func(error)) error {
-		info, err = t.o.reign.engine.lookup(ctx, to, left)
+	err = t.reach(ctx, to, func(ctx context.Context, far host.Caller, left func(error)) error {
+		if far != nil {
+			info, err = far.Lookup(ctx, to)
+		} else {
+			info, err = t.o.reign.engine.lookup(ctx, to, left)
+		}
 		return err
 	})
 	return info, err
@@ -208,6 +196,9 @@ func (t *turn) ListObjects(ctx context.Context, class string, o host.ListOptions
 			return host.ListPage{}, err
 		}
 	}
+	if far := t.o.reign.engine.cfg.Far; far != nil {
+		return far.ListObjects(ctx, class, o)
+	}
 	return t.o.reign.engine.ListObjects(ctx, class, o)
 }
 
@@ -216,27 +207,41 @@ func (t *turn) Destroy(ctx context.Context, to host.Ref) error {
 		t.DestroySelf()
 		return nil
 	}
-	return t.reach(ctx, to, func(left func(error)) error { return t.o.reign.engine.destroy(ctx, to, left) })
+	return t.reach(ctx, to, func(ctx context.Context, far host.Caller, left func(error)) error {
+		if far != nil {
+			return far.Destroy(ctx, to)
+		}
+		return t.o.reign.engine.destroy(ctx, to, left)
+	})
 }
 
 // reach passes the gate and runs fn, which waits for another object while this one
-// keeps its turn. It fails at once if that object is waiting for this one. fn must
-// have left called when the other object lets go of the event. Inside Outside the gate
-// has been passed, and nobody waits for a turn that has been given up.
-func (t *turn) reach(ctx context.Context, to host.Ref, fn func(left func(error)) error) error {
+// keeps its turn. It fails at once if that object is waiting for this one. If the object is
+// not here, fn is told who reaches it; otherwise it must have left called when the other object
+// lets go of the event. Inside Outside the gate has been passed, and nobody waits for a
+// turn that has been given up.
+func (t *turn) reach(ctx context.Context, to host.Ref, fn func(ctx context.Context, far host.Caller, left func(error)) error) error {
+	e := t.o.reign.engine
+	far := e.cfg.Far
+	if far != nil && e.Leads(e.cfg.Table.ShardOf(to.ID)) {
+		far = nil
+	}
 	if t.outside {
-		return fn(func(error) {})
+		return fn(ctx, far, func(error) {})
 	}
 	if err := t.passGate(ctx); err != nil {
 		return err
 	}
-	waits := &t.o.reign.engine.waits
-	w, err := waits.begin(t.o.ref, to)
+	w, err := e.waits.begin(t.o.ref, to)
 	if err != nil {
 		return err
 	}
-	defer waits.end(w)
-	return fn(func(error) { waits.end(w) })
+	defer e.waits.end(w)
+	if e.cfg.Far != nil {
+		chain := host.ChainOf(t.ev.ctx)
+		ctx = host.WithChain(ctx, append(chain[:len(chain):len(chain)], t.o.ref))
+	}
+	return fn(ctx, far, func(error) { e.waits.end(w) })
 }
 
 // A waitGraph says which object's turn waits for which other object. Each waits for at
@@ -267,6 +272,24 @@ func (g *waitGraph) begin(from, to host.Ref) (*wait, error) {
 		at = next.to.ID
 	}
 	return nil, host.Errorf(host.CodeDeadlock, "deadlock: %s", strings.Join(cycle, " calls "))
+}
+
+// inChain fails if the object that an event is for waits, through other nodes, for the event.
+func inChain(ctx context.Context, to host.Ref) error {
+	chain := host.ChainOf(ctx)
+	for i, ref := range chain {
+		if ref.ID == to.ID {
+			var cycle []string
+			for _, r := range append(chain[i:len(chain):len(chain)], to) {
+				cycle = append(cycle, label(r))
+			}
+			return host.Errorf(host.CodeDeadlock, "deadlock: %s", strings.Join(cycle, " calls "))
+		}
+	}
+	if len(chain) >= host.MaxChain {
+		return host.Errorf(host.CodeDeadlock, "%d objects wait for each other in one chain of calls", len(chain))
+	}
+	return nil
 }
 
 // end takes the edge away, if it is still there.

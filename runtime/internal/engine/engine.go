@@ -47,6 +47,7 @@ type Config struct {
 	Classes []host.Class
 	Gateway Gateway
 	Carrier Carrier      // in a cluster
+	Far     host.Caller  // reaches objects wherever they are; default: all are here
 	Logger  *slog.Logger // default: discard
 	Metrics *Metrics     // default: not registered anywhere
 
@@ -228,6 +229,11 @@ func (e *Engine) enter(ctx context.Context, to host.Ref, ev *event) (mine bool, 
 func (e *Engine) do(ctx context.Context, to host.Ref, ev *event) error {
 	if e.stopping.Load() && !ev.internal && !ev.called {
 		return errStopping()
+	}
+	if e.cfg.Far != nil {
+		if err := inChain(ctx, to); err != nil {
+			return err
+		}
 	}
 	mine, o, err := e.enter(ctx, to, ev)
 	if err != nil {
