@@ -139,3 +139,72 @@ func BenchmarkFlush(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOpen opens a file with 250,000 objects, and asks it for the first alarm.
+func BenchmarkOpen(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "shard")
+	m := open(b, path, Options{})
+	var index uint64
+	for first := 0; first < 250_000; first += eventsPerEntry {
+		var entry []byte
+		for i := range eventsPerEntry {
+			name := fmt.Sprint(first + i)
+			var batch Batch
+			batch.Reset(placement.NamedID("bench", name))
+			batch.Create("bench", name, true, 0)
+			batch.Put(SpaceKey, "value", []byte("12345678"))
+			batch.SetAlarm("", int64(first+i), nil)
+			entry = append(entry, batch.Bytes()...)
+		}
+		index++
+		if err := m.Apply(index, 1, entry); err != nil {
+			b.Fatal(err)
+		}
+	}
+	flush(b, m)
+	if err := m.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		m, err := Open(path, Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if due, _, err := m.DueAlarms(0, 1); err != nil || len(due) != 1 {
+			b.Fatal(due, err)
+		}
+		if err := m.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDueAlarms fires alarms one by one: what has fired since the last flush is
+// still in the file's index, and must not be passed over each time.
+func BenchmarkDueAlarms(b *testing.B) {
+	m := open(b, filepath.Join(b.TempDir(), "shard"), Options{})
+	id := placement.NamedID("bench", "alarms")
+	var batch Batch
+	batch.Reset(id)
+	for i := range max(b.N, 100_000) {
+		batch.SetAlarm(fmt.Sprint(i), int64(i), nil)
+	}
+	index := uint64(1)
+	if err := m.Apply(index, 1, batch.Bytes()); err != nil {
+		b.Fatal(err)
+	}
+	flush(b, m)
+	b.ResetTimer()
+	for i := range b.N {
+		due, _, err := m.DueAlarms(1<<40, 1)
+		if err != nil || len(due) != 1 || due[0].Due != int64(i) {
+			b.Fatal(due, err)
+		}
+		batch.Reset(id)
+		batch.DeleteAlarm(due[0].Name)
+		index++
+		if err := m.Apply(index, 1, batch.Bytes()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

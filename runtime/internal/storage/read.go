@@ -112,7 +112,10 @@ func (m *Machine) currentView() view {
 	m.viewMu.Lock()
 	defer m.viewMu.Unlock()
 	if m.view == nil {
-		m.view = newView(m.active, m.frozen)
+		m.view = &view{index: m.state.index, tables: []*table{m.active.copy()}}
+		if m.frozen != nil {
+			m.view.tables = append(m.view.tables, m.frozen)
+		}
 	}
 	return *m.view
 }

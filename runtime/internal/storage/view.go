@@ -9,25 +9,9 @@ import (
 // A view is one consistent state of a machine: its tables, newest first, and the file
 // below them. Its tables do not change.
 type view struct {
+	index  uint64
 	tables []*table
-	live   *table   // the one that tables[0] is a copy of
-	floors []string // where the alarm index of each layer begins to matter; the file's is the last
-	disk   *reader  // while it is read; nil in a machine without a file
-}
-
-func newView(active, frozen *table) *view {
-	v := &view{live: active, tables: []*table{active.copy()}, floors: []string{""}}
-	if frozen != nil {
-		v.tables = append(v.tables, frozen)
-	}
-	for i, t := range v.tables {
-		floor := v.floors[i]
-		if f := t.floor.Load(); f != nil {
-			floor = max(floor, *f)
-		}
-		v.floors = append(v.floors, floor)
-	}
-	return v
+	disk   *reader // while it is read; nil in a machine without a file
 }
 
 // get returns the value of a row, nil if there is none.
@@ -53,14 +37,11 @@ func (v *view) hidden(layer int, key string) bool {
 	return false
 }
 
-// holds reports whether there is any row of an object.
+// holds reports whether any layer has something about an object.
 func (v *view) holds(object string) (bool, error) {
 	for _, t := range v.tables {
-		if t.holds(object) {
+		if t.decides(object) {
 			return true, nil
-		}
-		if t.mask(object) == maskDestroy {
-			return false, nil
 		}
 	}
 	return v.disk.holds(object)
@@ -77,20 +58,29 @@ func (v *view) list(id placement.ObjectID, space Space, r Range, limit int) (row
 	}
 	masked := false
 	for i := 0; i < len(v.tables) && !masked; i++ {
-		m.addTable(v.tables[i].rows)
-		masked = v.tables[i].masked(start[:objectBytes], space)
+		t := v.tables[i]
+		m.addTable(t.rows)
+		if !r.Reverse {
+			m.from = max(m.from, t.floors.get(start, v.index))
+		}
+		m.addTable(t.dead)
+		masked = t.masked(start[:objectBytes], space)
 	}
 	if !masked {
 		if err := m.addFile(v.disk, rowsBucket); err != nil {
 			return nil, false, err
 		}
 	}
+	dead := 0
 	for {
 		e, ok, err := m.next()
 		if err != nil || !ok || e.key < start || e.key >= end {
 			return rows, false, err
 		}
 		if e.value == nil {
+			if dead++; dead%floorDead == 0 && len(rows) == 0 && !r.Reverse {
+				v.tables[0].floors.set(start, e.key+"\x00", v.index)
+			}
 			continue
 		}
 		if len(rows) >= limit {
@@ -131,22 +121,15 @@ func (v *view) objects(class, prefix string, after Position, limit int) (objects
 
 func (v *view) dueAlarms(now int64, limit int) (due []Alarm, next int64, err error) {
 	var m merge
-	for i, t := range v.tables {
-		m.from = v.floors[i]
+	for _, t := range v.tables {
 		m.addTable(t.alarms)
+		m.from = max(m.from, t.floors.get("", v.index))
 	}
-	m.from = v.floors[len(v.tables)]
 	if err := m.addFile(v.disk, alarmsBucket); err != nil {
 		return nil, 0, err
 	}
-	dead := "" // the last entry of those before the first that is alive
-	defer func() {
-		if dead != "" && err == nil {
-			floor := dead + "\x00"
-			v.live.floor.Store(&floor)
-		}
-	}()
-	for first := true; ; {
+	dead, alive := 0, false
+	for {
 		e, ok, err := m.next()
 		if err != nil || !ok {
 			return due, 0, err
@@ -157,12 +140,12 @@ func (v *view) dueAlarms(now int64, limit int) (due []Alarm, next int64, err err
 		}
 		row := rowKey(a.Object, SpaceAlarm, a.Name)
 		if v.hidden(e.layer, row) {
-			if first {
-				dead = e.key
+			if dead++; dead%floorDead == 0 && !alive {
+				v.tables[0].floors.set("", e.key+"\x00", v.index)
 			}
 			continue
 		}
-		first = false
+		alive = true
 		if a.Due > now || len(due) >= limit {
 			return due, a.Due, nil
 		}

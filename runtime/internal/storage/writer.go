@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -26,20 +27,22 @@ const (
 // may find metadata of the future, but that is what the entries up to there make
 // of it; or the object is destroyed on the way, and then it is created on a clean slate.)
 func (f *file) write(ctx context.Context, t *table, s *state) error {
-	it := t.rows.Iter()
-	for more := it.First(); ; {
+	next, stop := iter.Pull(t.changes())
+	defer stop()
+	e, more := next()
+	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		last := false
 		err := f.update(func(w *writer) error {
 			for more && !w.full() {
-				done, err := w.set(it.Item())
+				done, err := w.set(e)
 				if err != nil {
 					return err
 				}
 				if done {
-					more = it.Next()
+					e, more = next()
 				}
 			}
 			if last = !more; last {
@@ -84,7 +87,7 @@ type writer struct {
 
 func (w *writer) full() bool { return w.room <= 0 || w.bytes >= txBytes }
 
-// set makes an entry of a table's rows that of the file. It is not done if the entry
+// set makes a change of a table one of the file. It is not done if the entry
 // is a mask and the transaction is full before everything below it is gone.
 func (w *writer) set(e entry) (done bool, err error) {
 	if len(e.key) == objectBytes {
