@@ -200,11 +200,18 @@ func TestLostState(t *testing.T) {
 				load.check(t, n) // rebuilt from the log: all of it, or the test fails
 				return
 			}
+			if name == "missing" {
+				t.Fatal("the node did not rebuild its state from the log")
+			}
 			message := lastLine(n.stderr.String())
 			t.Log(message)
 			if !strings.HasPrefix(message, "holdfast: ") || !strings.Contains(message, filepath.Join(data, "shards")) || strings.Contains(n.stderr.String(), "goroutine ") {
 				t.Errorf("it said %q, want one sentence that names the file", n.stderr.String())
 			}
+			for _, file := range stateFiles(t, data) { // as it advises
+				must(t, os.Rename(file, filepath.Join(t.TempDir(), "away")))
+			}
+			load.check(t, start(t, data))
 		})
 	}
 }
