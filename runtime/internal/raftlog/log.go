@@ -140,7 +140,8 @@ func (l *Log) open(fs vfs.FS) (err error) {
 	}
 	lock, err := pebble.LockDirectory(l.dir, fs)
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
+		var path *os.PathError // the lock file cannot be made
+		if errors.As(err, &path) {
 			return err
 		}
 		return fmt.Errorf("%w: %w", ErrInUse, err)
