@@ -37,7 +37,7 @@ func openShards(ctx context.Context, cfg Config, d *dirs, table placement.Table,
 	}
 	s := &shards{
 		disk:    disk,
-		flusher: replica.NewFlusher(replica.FlusherConfig{Logger: cfg.Logger}),
+		flusher: replica.NewFlusher(replica.FlusherConfig{Logger: cfg.Logger}), //nolint:contextcheck // it lives until stop
 		metrics: replica.NewMetrics(),
 		list:    make([]*shard.Shard, table.Shards()),
 	}
