@@ -125,7 +125,8 @@ func readLibrary(t *testing.T, path string, ids []placement.ObjectID) (missing i
 	return missing + 2*len(ids) - len(objects) - len(due), m.Check(t.Context())
 }
 
-// TestFileTruncatedWhileOpen touches memory that has no file behind it any more.
+// TestFileTruncatedWhileOpen touches memory that has no file behind it any more, and
+// rebuilds the machine from a snapshot.
 func TestFileTruncatedWhileOpen(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shard.db")
@@ -134,6 +135,10 @@ func TestFileTruncatedWhileOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	ids := library(t, m)
+	var snapshot bytes.Buffer
+	if _, _, err := m.WriteSnapshot(&snapshot); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Truncate(path, 2*pageSize); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +152,16 @@ func TestFileTruncatedWhileOpen(t *testing.T) {
 	if err := m.Flush(t.Context()); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("Flush: %v", err)
 	}
-	if err := m.Close(); err != nil {
+
+	if err := m.Restore(&snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, m, ids[7], "1"); got != string(pageOf(7, 1)) {
+		t.Errorf("after Restore the page is %q", got)
+	}
+	apply(t, m, batch(ids[7], func(b *Batch) { b.Put(SpaceKey, "1", nil) }))
+	flush(t, m)
+	if err := errors.Join(m.Check(t.Context()), m.Close()); err != nil {
 		t.Error(err)
 	}
 }

@@ -81,7 +81,7 @@ type Machine struct {
 	active  *table
 	frozen  *table // nil unless a flush is under way or was cut short
 	state   state  // of everything applied
-	sealed  state  // when frozen was closed
+	closed  state  // when the frozen table was closed
 	durable state  // in the file
 
 	failed error // why the file must not be written any more; guarded by flushing
@@ -252,7 +252,7 @@ func (m *Machine) freeze() {
 	if m.active.empty() && m.state.index == m.durable.index && m.state.confIndex == m.durable.confIndex {
 		return
 	}
-	m.frozen, m.sealed, m.active = m.active, m.state, newTable(false)
+	m.frozen, m.closed, m.active = m.active, m.state, newTable(false)
 	m.view = nil
 }
 
@@ -263,19 +263,19 @@ func (m *Machine) flushFrozen(ctx context.Context) error {
 	if m.frozen == nil {
 		return nil
 	}
-	if err := m.file.write(ctx, m.frozen, &m.sealed); err != nil {
+	if err := m.file.write(ctx, m.frozen, &m.closed); err != nil {
 		if ctx.Err() == nil {
 			m.failed = err
 		}
-		return fmt.Errorf("flush up to entry %d: %w", m.sealed.index, err)
+		return fmt.Errorf("flush up to entry %d: %w", m.closed.index, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.durable, m.frozen, m.view = m.sealed, nil, nil
+	m.durable, m.frozen, m.view = m.closed, nil, nil
 	return nil
 }
 
-// Close closes the file, once all reads of it have ended. It does not flush: what is not
+// Close closes the file, once all reads of it have ended and snapshots are closed. It does not flush: what is not
 // in the file, is in the log.
 func (m *Machine) Close() error {
 	m.flushing.Lock()
