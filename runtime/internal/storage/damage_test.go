@@ -279,7 +279,11 @@ func TestCorruptRowsDoNotTravel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer from.Close()
+	defer func() {
+		if err := from.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	_, _, err = from.Get(placement.NamedID("book", "9"), SpaceKey, "3")
 	if !errors.Is(err, ErrCorrupt) || !bytes.Contains([]byte(err.Error()), []byte(damaged)) {
 		t.Errorf("Get: %v", err)

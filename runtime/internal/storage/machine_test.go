@@ -301,8 +301,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"zeros", write(func(d []byte) []byte { return make([]byte, len(d)) }), "not a bbolt file", true},
 		{"text", write(func(d []byte) []byte { return []byte(strings.Repeat("hello", 10_000)) }), "not a bbolt file", true},
 		{"garbage behind the meta pages", write(func(d []byte) []byte {
-			r := rand.NewChaCha8([32]byte{1})
-			r.Read(d[2*pageSize:])
+			_, _ = rand.NewChaCha8([32]byte{1}).Read(d[2*pageSize:])
 			return d
 		}), "", true},
 		{"zeros behind the meta pages", write(func(d []byte) []byte { clear(d[2*pageSize:]); return d }), "", true},
@@ -324,8 +323,7 @@ func TestOpenRefuses(t *testing.T) {
 			test.prepare(t, path)
 			m, err := Open(path, Options{MustExist: true})
 			if err == nil {
-				m.Close()
-				t.Fatal("Open accepted it")
+				t.Fatal("Open accepted it: ", m.Close())
 			}
 			if errors.Is(err, ErrCorrupt) != test.corrupt || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("error is %q", err)
@@ -340,8 +338,7 @@ func TestOpenTwice(t *testing.T) {
 	open(t, path, Options{})
 	m, err := Open(path, Options{LockTimeout: 10 * time.Millisecond})
 	if err == nil {
-		m.Close()
-		t.Fatal("a file was opened twice")
+		t.Fatal("a file was opened twice: ", m.Close())
 	}
 	if !strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("error is %q", err)
