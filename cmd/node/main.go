@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -47,6 +48,9 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 		fmt.Fprintln(stdout, version())
 		return 0
 	}
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go obey(signals, cancel) // until the process ends
@@ -59,6 +63,10 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 	return 0
 }
 
+// gcPercent is GOGC unless the environment says otherwise. A node makes much garbage per
+// request over little that lives: with Go's 100 the collector takes a third of its CPU time.
+const gcPercent = 400
+
 // obey ends the context at the first signal, and the process at the second.
 func obey(signals <-chan os.Signal, cancel context.CancelCauseFunc) {
 	sig := <-signals
@@ -69,11 +77,11 @@ func obey(signals <-chan os.Signal, cancel context.CancelCauseFunc) {
 
 // serve runs a node until ctx ends.
 func serve(ctx context.Context, s settings, logger *slog.Logger, stdout io.Writer) error {
-	debug, err := startDebug(s.DebugListen)
+	profiles, err := startDebug(s.DebugListen)
 	if err != nil {
 		return err
 	}
-	defer debug.stop()
+	defer profiles.stop()
 	begin := time.Now()
 	node, err := runtime.Start(ctx, s.node(logger), counter.Definition, chatroom.Definition, ratelimit.Definition)
 	if err != nil {

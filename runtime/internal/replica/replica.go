@@ -124,7 +124,7 @@ type Config struct {
 
 	EntryBatches int    // batches in one entry; 512
 	EntryBytes   int    // their size together; 256 KiB
-	InFlight     int    // entries proposed and not applied yet; 8
+	InFlight     int    // entries proposed and not applied yet; 1
 	QueueBytes   int    // batches waiting or in flight, above which Reign.Pressure refuses; 64 MiB
 	LogBytes     uint64 // log kept behind the durable index, for members that lag; 256 MiB
 	SnapshotDir  string // where a snapshot from another member is received; the system's temporary one
@@ -138,7 +138,7 @@ func (c Config) withDefaults() Config {
 	}
 	def(&c.EntryBatches, 512)
 	def(&c.EntryBytes, 256<<10)
-	def(&c.InFlight, 8)
+	def(&c.InFlight, 1)
 	def(&c.QueueBytes, 64<<20)
 	if c.LogBytes == 0 {
 		c.LogBytes = 256 << 20
@@ -181,6 +181,7 @@ type Replica struct {
 	committer atomic.Pointer[committer] // of the reign, or of the last one
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
+	alone     atomic.Bool               // this member was the only voter when the reign began, and nobody was added
 
 	fatal  sync.Once
 	failed atomic.Bool
