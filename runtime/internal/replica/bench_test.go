@@ -86,3 +86,37 @@ func BenchmarkCommit(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkConfirm is what a read of the only voter pays.
+func BenchmarkConfirm(b *testing.B) {
+	log, err := raftlog.Open(b.TempDir(), raftlog.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	reigns := make(chan *Reign, 1)
+	r, err := Open(b.Context(), Config{
+		NodeID:    "node-1",
+		Log:       log.Group(1),
+		Transport: transport.NewLocal("node-1"),
+		Machine:   &nullMachine{},
+		Lead:      func(ctx context.Context, r *Reign) { reigns <- r; <-ctx.Done() },
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	reign := <-reigns
+	b.ReportAllocs()
+	for b.Loop() {
+		reign.Confirm(func(err error) {
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+	if err := r.Stop(context.Background()); err != nil {
+		b.Error(err)
+	}
+	if err := log.Close(); err != nil {
+		b.Error(err)
+	}
+}

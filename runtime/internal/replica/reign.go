@@ -43,11 +43,13 @@ func (r *Reign) Confirm(done func(error)) {
 		done(unavailable(context.Cause(r.ctx)))
 		return
 	}
-	if r.replica.alone.Load() {
+	// Raft is asked each time: members can be added within a reign, and the state machine may
+	// learn of it only after they have elected somebody.
+	sole, voters := r.replica.voters()
+	if sole {
 		done(nil)
 		return
 	}
-	_, voters := r.replica.voters()
 	confirmer, ok := r.replica.cfg.Transport.(Confirmer)
 	if !ok {
 		done(unavailable(errors.New("the transport cannot confirm reads")))
@@ -114,8 +116,6 @@ type rule struct {
 // begin starts a reign in the current term. If that has ended already, the begin entry is
 // fenced, Lead is never called, and the next signal ends the reign.
 func (r *Replica) begin() *rule {
-	sole, _ := r.voters()
-	r.alone.Store(sole)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	c := newCommitter(r, r.raft.CurrentTerm())
 	u := &rule{reign: &Reign{r, ctx, c}, cancel: cancel}

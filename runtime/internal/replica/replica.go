@@ -181,7 +181,6 @@ type Replica struct {
 	committer atomic.Pointer[committer] // of the reign, or of the last one
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
-	alone     atomic.Bool               // this member was the only voter when the reign began, and nobody was added
 
 	fatal  sync.Once
 	failed atomic.Bool

@@ -133,7 +133,9 @@ func (m *fakeMachine) Snapshot(ctx context.Context) (*Snapshot, error) {
 		return nil, err
 	}
 	s := m.durable()
+	m.mu.Lock()
 	r := strings.NewReader(string(m.file))
+	m.mu.Unlock()
 	return &Snapshot{
 		Index: s.Index, Term: s.Term, ConfigurationIndex: s.ConfIndex, Configuration: s.Conf,
 		Size: r.Size(), WriterTo: r, Closer: io.NopCloser(r),
