@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -204,10 +205,12 @@ func TestDisk(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const gib = 1 << 30
-		free, total := uint64(20*gib), uint64(100*gib)
+		var free, total atomic.Uint64
+		free.Store(20 * gib)
+		total.Store(100 * gib)
 		d, err := WatchDisk(DiskConfig{
 			Dirs:  []string{"data", "log", "data"},
-			Usage: func(string) (uint64, uint64, error) { return free, total, nil },
+			Usage: func(string) (uint64, uint64, error) { return free.Load(), total.Load(), nil },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -226,7 +229,8 @@ func TestDisk(t *testing.T) {
 			{2 * gib, 10 * gib, false},
 			{50 << 20, 100 << 20, true}, // half is free, but that is too little for anything
 		} {
-			free, total = c.free, c.total
+			free.Store(c.free)
+			total.Store(c.total)
 			time.Sleep(diskTick + 1)
 			if err := d.Writable(); (err != nil) != c.full || c.full && !errors.Is(err, host.ErrStorageFull) {
 				t.Errorf("%d of %d free: %v", c.free, c.total, err)
