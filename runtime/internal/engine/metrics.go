@@ -28,8 +28,10 @@ func NewMetrics() *Metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "holdfast", Name: name, Help: help}, labels)
 	}
 	histogram := func(name, help string) *prometheus.HistogramVec {
-		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "holdfast", Name: name, Help: help,
-			Buckets: prometheus.ExponentialBuckets(1e-5, 4, 10)}, []string{"class"})
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "holdfast", Name: name, Help: help,
+			Buckets: prometheus.ExponentialBuckets(1e-5, 4, 10),
+		}, []string{"class"})
 	}
 	return &Metrics{
 		events:   counter("object_events_total", "Events that objects have run, by kind and outcome.", "class", "kind", "outcome"),

@@ -413,8 +413,10 @@ func (o *object) forget() {
 func (o *object) sweep(now time.Time) {
 	cfg := &o.reign.engine.cfg
 	if o.gate.stuck(now.Add(-cfg.CommitTimeout)) {
-		o.reset(&host.Error{Code: host.CodeUnknownOutcome, Overloaded: true, Reset: true,
-			Message: "storage took too long and the object was reset: it may have happened"})
+		o.reset(&host.Error{
+			Code: host.CodeUnknownOutcome, Overloaded: true, Reset: true,
+			Message: "storage took too long and the object was reset: it may have happened",
+		})
 		return
 	}
 	o.mu.Lock()
@@ -434,8 +436,10 @@ func (o *object) sweep(now time.Time) {
 // that their clients connect again and see the durable state, and no event starts
 // until the outcome of every commit is known; then the next one finds a new object.
 func (o *object) reset(cause *host.Error) {
-	o.refuseWith(&host.Error{Code: host.CodeUnavailable, Retryable: true, RetryAfter: time.Second,
-		Message: "the object is being reset; try again soon"})
+	o.refuseWith(&host.Error{
+		Code: host.CodeUnavailable, Retryable: true, RetryAfter: time.Second,
+		Message: "the object is being reset; try again soon",
+	})
 	if !o.gate.breakWith(cause) {
 		return
 	}

@@ -47,8 +47,10 @@ func UnmarshalError(text []byte) (*Error, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode an error: %w", err)
 	}
-	return &Error{Code: w.Code, Message: w.Message, Refusal: w.Refusal, Remote: w.Remote, Retryable: w.Retryable,
-		Overloaded: w.Overloaded, Reset: w.Reset, RetryAfter: w.RetryAfter}, nil
+	return &Error{
+		Code: w.Code, Message: w.Message, Refusal: w.Refusal, Remote: w.Remote, Retryable: w.Retryable,
+		Overloaded: w.Overloaded, Reset: w.Reset, RetryAfter: w.RetryAfter,
+	}, nil
 }
 
 // EncodeCursor returns the cursor of a list that goes on after an object.
