@@ -25,7 +25,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // done counts a request, and turns a panic into an answer.
 func (g *Gateway) done(a *answer, r *http.Request) {
 	if p := recover(); p != nil {
-		if p == http.ErrAbortHandler {
+		if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(p)
 		}
 		g.log.Error("panic in a request", slog.Any("panic", p), slog.String("method", r.Method), slog.String("stack", string(debug.Stack())))

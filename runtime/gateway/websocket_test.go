@@ -677,7 +677,7 @@ func TestBadFrames(t *testing.T) {
 			first, payload := c.frame(t)
 			code := 1005
 			if len(payload) >= 2 {
-				code = int(binary.BigEndian.Uint16([]byte(payload)))
+				code = int(binary.BigEndian.Uint16(payload))
 			}
 			if first != 0x88 || code != tc.want {
 				t.Errorf("got %#x %d, want a close of %d", first, code, tc.want)

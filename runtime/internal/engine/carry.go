@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"log/slog"
 
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
@@ -57,7 +58,7 @@ func (r *reign) checkSockets() {
 	for _, id := range cfg.Carrier.Objects(r.shard) {
 		outputs, _, err := r.number(id, outputsKey)
 		if err != nil {
-			cfg.Logger.Error("read what sockets were sent", "object", id, "shard", r.shard, "err", err)
+			cfg.Logger.Error("read what sockets were sent", slog.Any("object", id), slog.Any("shard", r.shard), slog.Any("err", err))
 		}
 		for _, s := range cfg.Gateway.Sockets(id) {
 			if s.Seen < outputs || err != nil {

@@ -214,7 +214,7 @@ func (e *Engine) enter(ctx context.Context, to host.Ref, ev *event) (mine bool, 
 			return false, nil, err
 		}
 		mine, err := o.enter(ctx, ev)
-		if err == errGone {
+		if errors.Is(err, errGone) {
 			continue
 		}
 		if err != nil {

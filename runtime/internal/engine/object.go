@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -444,8 +445,7 @@ func (o *object) reset(cause *host.Error) {
 		return
 	}
 	o.class.metrics.resets.Inc()
-	o.reign.engine.cfg.Logger.Error("object reset", "class", o.class.name, "object", o.ref.ID,
-		"shard", o.reign.shard, "epoch", o.reign.store.Epoch(), "err", cause)
+	o.reign.engine.cfg.Logger.Error("object reset", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("shard", o.reign.shard), slog.Any("epoch", o.reign.store.Epoch()), slog.Any("err", cause))
 	o.reign.engine.cfg.Gateway.CloseAll(o.ref.ID, closeServiceRestart, "the object was reset")
 }
 
@@ -487,8 +487,7 @@ func (o *object) refuseWith(err error) {
 
 // storeFailed is what an event sees of a store that cannot read.
 func (o *object) storeFailed(err error) error {
-	o.reign.engine.cfg.Logger.Error("read storage", "class", o.class.name, "object", o.ref.ID,
-		"shard", o.reign.shard, "err", err)
+	o.reign.engine.cfg.Logger.Error("read storage", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("shard", o.reign.shard), slog.Any("err", err))
 	var e *host.Error
 	if errors.As(err, &e) {
 		return e
@@ -509,8 +508,7 @@ func (o *object) guard(fn func() error) (err error) {
 		case aborted:
 			err = v.err
 		default:
-			o.reign.engine.cfg.Logger.Error("an object panicked", "class", o.class.name, "object", o.ref.ID,
-				"panic", v, "stack", string(debug.Stack()))
+			o.reign.engine.cfg.Logger.Error("an object panicked", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 			err = &host.Error{Code: host.CodeInternal, Message: "the object failed with an internal error", Remote: true, Reset: true}
 		}
 	}()

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -166,8 +167,7 @@ func (r *reign) end() {
 		case <-o.whenSettled():
 		case <-timeout.C:
 			timeout.Reset(0) // the others get no more time
-			r.engine.cfg.Logger.Error("an object's handler went on after its reign had ended",
-				"class", o.class.name, "object", o.ref.ID, "shard", r.shard, "epoch", r.store.Epoch())
+			r.engine.cfg.Logger.Error("an object's handler went on after its reign had ended", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("shard", r.shard), slog.Any("epoch", r.store.Epoch()))
 		}
 		o.gate.breakWith(errReignOver())
 		r.remove(o)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -212,7 +213,7 @@ func (c *clock) fire(now time.Time) time.Duration {
 	}
 	due, next, err := r.store.DueAlarms(now.UnixMilli(), limit)
 	if err != nil {
-		r.engine.cfg.Logger.Error("read due alarms", "shard", r.shard, "err", err)
+		r.engine.cfg.Logger.Error("read due alarms", slog.Any("shard", r.shard), slog.Any("err", err))
 		return c.sleep(now, now.Add(alarmAgain))
 	}
 	for _, a := range due {
@@ -258,7 +259,7 @@ func (r *reign) fire(key alarmKey, a storage.Alarm) bool {
 	e := r.engine
 	meta, ok, err := r.store.Lookup(a.Object)
 	if err != nil || !ok {
-		e.cfg.Logger.Error("an alarm belongs to no object", "object", a.Object, "alarm", a.Name, "err", err)
+		e.cfg.Logger.Error("an alarm belongs to no object", slog.Any("object", a.Object), slog.String("alarm", a.Name), slog.Any("err", err))
 		return false
 	}
 	c, ok := e.classes[meta.Class]
@@ -327,7 +328,7 @@ func (a *alarmRun) run(t *turn) error {
 			return o.inst.Handle(&t.ctx, t, &host.AlarmFailed{Schedule: s, Scheduled: scheduled, Attempts: s.Attempts, Err: errors.New(s.Failure)})
 		})
 		if err != nil { // there is nobody left to tell
-			o.reign.engine.cfg.Logger.Error("the handler of a failed alarm failed", "class", o.class.name, "object", o.ref.ID, "alarm", a.name, "err", err)
+			o.reign.engine.cfg.Logger.Error("the handler of a failed alarm failed", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.String("alarm", a.name), slog.Any("err", err))
 			t.revert(segment{})
 			delete(all, a.name)
 		}
@@ -391,16 +392,15 @@ func (a *alarmRun) ended(err error, unloaded bool) {
 		}
 		s.Attempts++
 		s.Failure = err.Error()
-		max := retries(s.Retry)
-		if s.Attempts > max && !o.class.info.AlarmFailed {
-			cfg.Logger.Error("an alarm was given up after its last retry", "class", o.class.name, "object", o.ref.ID,
-				"alarm", a.name, "attempts", s.Attempts, "err", err)
+		most := retries(s.Retry)
+		if s.Attempts > most && !o.class.info.AlarmFailed {
+			cfg.Logger.Error("an alarm was given up after its last retry", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.String("alarm", a.name), slog.Int("attempts", s.Attempts), slog.Any("err", err))
 			t.conclude(s, scheduled)
 			return nil
 		}
-		cfg.Logger.Warn("an alarm failed", "class", o.class.name, "object", o.ref.ID, "alarm", a.name, "attempt", s.Attempts, "err", err)
+		cfg.Logger.Warn("an alarm failed", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.String("alarm", a.name), slog.Int("attempt", s.Attempts), slog.Any("err", err))
 		s.Due, s.At = scheduled, time.Now()
-		if s.Attempts <= max {
+		if s.Attempts <= most {
 			s.At = s.At.Add(backoff(s.Retry, s.Attempts))
 		}
 		t.begin(false, false)

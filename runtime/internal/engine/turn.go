@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -380,7 +381,7 @@ func (o *object) endWork(err error, then func(ctx context.Context, turn host.Tur
 	}
 	if o.push(ev) {
 		if err := ev.wait(context.Background()); err != nil {
-			o.reign.engine.cfg.Logger.Warn("background work ended with an error", "class", o.class.name, "object", o.ref.ID, "err", err)
+			o.reign.engine.cfg.Logger.Warn("background work ended with an error", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("err", err))
 		}
 	}
 }

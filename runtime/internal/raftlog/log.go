@@ -313,7 +313,7 @@ func (l *Log) promise() error {
 // must be the batch's first operation.
 func (l *Log) addPromise(b *pebble.Batch) {
 	durable := l.durable.Load()
-	b.LogData(appendPromise(make([]byte, 0, promiseSize), durable), nil) // its error is always nil
+	_ = b.LogData(appendPromise(make([]byte, 0, promiseSize), durable), nil) // its error is always nil
 }
 
 // fail ends the life of the log.

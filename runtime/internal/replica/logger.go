@@ -42,7 +42,7 @@ func (l raftLogger) With(args ...any) hclog.Logger {
 
 func (l raftLogger) emit(level slog.Level, msg string, args []any) {
 	if ctx := context.Background(); l.log.Enabled(ctx, level) {
-		l.log.LogAttrs(ctx, level, "raft: "+msg, attrs(args)...)
+		l.log.LogAttrs(ctx, level, "raft: "+msg, attrs(args)...) //nolint:sloglint // the library's words are what there is to say
 	}
 }
 

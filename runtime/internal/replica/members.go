@@ -139,7 +139,7 @@ func (r *Replica) change(ctx context.Context, what string, id placement.NodeID, 
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(deadline), time.Nanosecond)
 	}
-	err, answered := await(ctx.Done(), func() error { return begin(timeout).Error() })
+	answered, err := await(ctx.Done(), func() error { return begin(timeout).Error() })
 	if !answered {
 		err = context.Cause(ctx)
 	}
@@ -151,14 +151,14 @@ func (r *Replica) change(ctx context.Context, what string, id placement.NodeID, 
 
 // await waits for an answer of Raft, which takes no context. If done is closed first, the
 // goroutine stays until Raft answers, at the latest when leadership or Raft itself ends.
-func await(done <-chan struct{}, answer func() error) (err error, answered bool) {
+func await(done <-chan struct{}, answer func() error) (answered bool, err error) {
 	answers := make(chan error, 1)
 	go func() { answers <- answer() }()
 	select {
 	case err := <-answers:
-		return err, true
+		return true, err
 	case <-done:
-		return nil, false
+		return false, nil
 	}
 }
 
@@ -186,7 +186,7 @@ func (r *Replica) handOver(ctx context.Context, to placement.NodeID) error {
 		return err
 	}
 	f := r.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
-	err, answered := await(r.stopping, f.Error) // it takes no longer than an election
+	answered, err := await(r.stopping, f.Error) // it takes no longer than an election
 	if !answered {
 		return ErrStopped
 	}
@@ -202,7 +202,7 @@ func (r *Replica) handOver(ctx context.Context, to placement.NodeID) error {
 // or does not lead any more.
 func (r *Replica) awaitProposals() {
 	for {
-		err, _ := await(r.stopping, func() error { return r.raft.Barrier(0).Error() })
+		_, err := await(r.stopping, func() error { return r.raft.Barrier(0).Error() })
 		if !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
 			return
 		}

@@ -53,13 +53,13 @@ func runClients(spec string) {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i/20_000))}}
 			c, err := d.Dial("tcp", addr)
 			if err != nil {
-				fmt.Println(err)
+				fmt.Fprintln(os.Stdout, err)
 				os.Exit(1)
 			}
 			fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 			r := bufio.NewReaderSize(c, 1024)
 			if resp, err := http.ReadResponse(r, nil); err != nil || resp.StatusCode != 101 {
-				fmt.Println(resp, err)
+				fmt.Fprintln(os.Stdout, resp, err)
 				os.Exit(1)
 			}
 			go func() { // ends with the process
@@ -73,7 +73,7 @@ func runClients(spec string) {
 		})
 	}
 	wg.Wait()
-	fmt.Println("ready")
+	fmt.Fprintln(os.Stdout, "ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	os.Exit(0)
 }
