@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -97,15 +98,17 @@ func (r *Replica) Members() Membership {
 // an index of [Membership]. So do the other changes. When one fails because leadership
 // was lost or ctx has ended, it may still come about.
 func (r *Replica) AddNonvoter(ctx context.Context, id placement.NodeID, at uint64) error {
-	return r.change(ctx, "add", id, func(timeout time.Duration) raft.Future {
-		return r.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), at, timeout)
+	return r.change(ctx, "add", id, func(timeout time.Duration) error {
+		return r.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), at, timeout).Error()
 	})
 }
 
 // AddVoter gives a member a vote. It counts at once, so let it catch up before.
 func (r *Replica) AddVoter(ctx context.Context, id placement.NodeID, at uint64) error {
-	return r.change(ctx, "promote", id, func(timeout time.Duration) raft.Future {
-		return r.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(id), at, timeout)
+	return r.change(ctx, "promote", id, func(timeout time.Duration) error {
+		r.alone.addVoter(1)
+		defer r.alone.addVoter(-1)
+		return r.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(id), at, timeout).Error()
 	})
 }
 
@@ -114,8 +117,8 @@ func (r *Replica) Demote(ctx context.Context, id placement.NodeID, at uint64) er
 	if raft.ServerID(id) == r.cfg.NodeID {
 		return fmt.Errorf("demote member %s of %s: %w", id, r.cfg.Name, errSelf)
 	}
-	return r.change(ctx, "demote", id, func(timeout time.Duration) raft.Future {
-		return r.raft.DemoteVoter(raft.ServerID(id), at, timeout)
+	return r.change(ctx, "demote", id, func(timeout time.Duration) error {
+		return r.raft.DemoteVoter(raft.ServerID(id), at, timeout).Error()
 	})
 }
 
@@ -125,8 +128,8 @@ func (r *Replica) Remove(ctx context.Context, id placement.NodeID, at uint64) er
 	if raft.ServerID(id) == r.cfg.NodeID {
 		return fmt.Errorf("remove member %s of %s: %w", id, r.cfg.Name, errSelf)
 	}
-	return r.change(ctx, "remove", id, func(timeout time.Duration) raft.Future {
-		return r.raft.RemoveServer(raft.ServerID(id), at, timeout)
+	return r.change(ctx, "remove", id, func(timeout time.Duration) error {
+		return r.raft.RemoveServer(raft.ServerID(id), at, timeout).Error()
 	})
 }
 
@@ -134,12 +137,12 @@ var errSelf = errors.New("it is the leader itself, which must hand over first")
 
 // change waits for a change of the members. Raft's calls block until the one before is
 // committed, hence the goroutine.
-func (r *Replica) change(ctx context.Context, what string, id placement.NodeID, begin func(timeout time.Duration) raft.Future) error {
+func (r *Replica) change(ctx context.Context, what string, id placement.NodeID, propose func(timeout time.Duration) error) error {
 	var timeout time.Duration // none
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(deadline), time.Nanosecond)
 	}
-	answered, err := await(ctx.Done(), func() error { return begin(timeout).Error() })
+	answered, err := await(ctx.Done(), func() error { return propose(timeout) })
 	if !answered {
 		err = context.Cause(ctx)
 	}
@@ -147,6 +150,29 @@ func (r *Replica) change(ctx context.Context, what string, id placement.NodeID, 
 		return fmt.Errorf("%s member %s of %s: %w", what, id, r.cfg.Name, err)
 	}
 	return nil
+}
+
+// solitude is whether this node is certainly the only voter of its group, so that nobody
+// else can have been elected. It ends before another voter is proposed, which only this node
+// can do as long as it lasts; Raft's configuration is the truth, and costs more to ask.
+type solitude struct {
+	certain atomic.Bool
+	mu      sync.Mutex
+	adding  int // voters that are being proposed
+}
+
+func (s *solitude) addVoter(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.certain.Store(false)
+	s.adding += n
+}
+
+// renew asks whether it has begun, or is still so.
+func (s *solitude) renew(ask func() bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.certain.Store(s.adding == 0 && ask())
 }
 
 // await waits for an answer of Raft, which takes no context. If done is closed first, the

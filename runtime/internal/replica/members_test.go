@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 
+	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
 
@@ -67,7 +68,7 @@ func TestThreeMembers(t *testing.T) {
 			t.Fatalf("the log begins at %d", index)
 		}
 		for _, tr := range transports[1:] {
-			if err := members[0].raft.AddVoter(raft.ServerID(tr.LocalAddr()), tr.LocalAddr(), 0, 0).Error(); err != nil {
+			if err := members[0].AddVoter(t.Context(), placement.NodeID(tr.LocalAddr()), 0); err != nil {
 				t.Fatal(err)
 			}
 		}

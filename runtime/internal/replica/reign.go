@@ -43,8 +43,12 @@ func (r *Reign) Confirm(done func(error)) {
 		done(unavailable(context.Cause(r.ctx)))
 		return
 	}
-	// Raft is asked each time: members can be added within a reign, and the state machine may
-	// learn of it only after they have elected somebody.
+	// Voters can be added within a reign, and may elect somebody before this node's state
+	// machine learns of it: only Raft knows them.
+	if r.replica.alone.certain.Load() {
+		done(nil)
+		return
+	}
 	sole, voters := r.replica.voters()
 	if sole {
 		done(nil)
@@ -131,6 +135,10 @@ func (r *Replica) begin() *rule {
 		if r.raft.State() != raft.Leader {
 			return
 		}
+		r.alone.renew(func() bool {
+			sole, _ := r.voters()
+			return sole
+		})
 		r.log.Debug("leading", slog.Uint64("epoch", c.term))
 		r.cfg.Metrics.reigns.Inc()
 		r.ready.Store(true)
