@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -146,7 +147,10 @@ func TestStopIsBounded(t *testing.T) {
 	}
 }
 
+// BenchmarkHotCounter runs with the setting of the garbage collector that cmd/node has.
 func BenchmarkHotCounter(b *testing.B) {
+	old := debug.SetGCPercent(400)
+	defer debug.SetGCPercent(old)
 	n, err := runtime.Start(b.Context(), runtime.Config{Data: b.TempDir(), Listen: "127.0.0.1:0"}, greeterDefinition)
 	if err != nil {
 		b.Fatal(err)
