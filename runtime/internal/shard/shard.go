@@ -50,6 +50,9 @@ type Config struct {
 // A Shard is one shard on this node. Its methods may be called from any goroutine.
 type Shard struct {
 	id      placement.ShardID
+	node    placement.NodeID
+	path    string
+	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
 
@@ -74,12 +77,18 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		}
 		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
 	}
-	s := &Shard{id: cfg.ID, machine: machine}
+	s := &Shard{
+		id:      cfg.ID,
+		node:    cfg.NodeID,
+		path:    cfg.Path,
+		log:     cfg.Logger.With(slog.Int("shard", int(cfg.ID))),
+		machine: machine,
+	}
 	s.replica, err = replica.Open(ctx, replica.Config{
 		Name:        fmt.Sprintf("shard %d", cfg.ID),
 		NodeID:      raft.ServerID(cfg.NodeID),
 		Log:         group,
-		Transport:   cfg.Transport,
+		Transport:   replica.Watch(cfg.Transport),
 		Machine:     state{machine},
 		Flusher:     cfg.Flusher,
 		Join:        cfg.Join,
