@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/raftlog"
+	"github.com/holdfast-run/holdfast/runtime/internal/replica"
 	"github.com/holdfast-run/holdfast/runtime/internal/storage"
 )
 
@@ -270,6 +272,59 @@ func TestReport(t *testing.T) {
 		if r := c.nodes["b"].Report(); r.Leads || r.Lacks("b") || len(r.Members) != 0 {
 			t.Errorf("a node without anything reports %+v", r)
 		}
+		c.stop()
+	})
+}
+
+// TestDropAndComeBack: a replica that was dropped is made anew when it is wanted again.
+func TestDropAndComeBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c")
+		id := placement.NamedID("test", "x")
+		store := c.store("a")
+		c.wish("a", "a", "b", "c")
+		c.settle(20 * time.Second)
+		if err := put(store, id, "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+		c.wish("a", "a", "b")
+		r := c.settle(20 * time.Second)
+		if !r.Lacks("c") {
+			t.Fatalf("the owner reports %+v", r)
+		}
+		n := c.nodes["c"]
+		n.stop()
+		n.steers.Wait()
+		if held, err := Holds(n.log, 0, n.cfg.Path); !held || err != nil {
+			t.Errorf("before: %v, %v", held, err)
+		}
+		if err := n.Drop(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if held, err := Holds(n.log, 0, n.cfg.Path); held || err != nil {
+			t.Errorf("after: %v, %v", held, err)
+		}
+		c.start("c")
+		if index, _ := n.Digest(); index != 0 {
+			t.Errorf("it is at %d", index)
+		}
+		c.wish("c", "a", "b", "c")
+		c.settle(20 * time.Second)
+		c.same()
+		if v, ok, err := c.store("c").Get(id, storage.SpaceKey, "k"); string(v) != "v" || !ok || err != nil {
+			t.Errorf("got %q, %v, %v", v, ok, err)
+		}
+		// Dropping it with the old report is refused, and nothing is lost.
+		n.stop()
+		n.steers.Wait()
+		if err := n.Drop(t.Context(), r); !errors.Is(err, replica.ErrMember) {
+			t.Errorf("a voter was dropped: %v", err)
+		}
+		c.start("c")
+		time.Sleep(10 * time.Second)
+		c.settle(20 * time.Second)
+		c.same()
 		c.stop()
 	})
 }

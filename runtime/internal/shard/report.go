@@ -46,7 +46,7 @@ func (r Report) Voters() (ids []placement.NodeID) {
 }
 
 // Lacks reports whether a leader says that a node is no member: then what the node has of
-// the shard can be dropped, with [Shard.Drop] and the report's Index.
+// the shard can be dropped; see [Shard.Drop].
 func (r Report) Lacks(node placement.NodeID) bool {
 	for _, m := range r.Members {
 		if m.ID == node {

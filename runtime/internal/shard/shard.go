@@ -69,6 +69,9 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if _, err := Holds(cfg.Log, cfg.ID, cfg.Path); err != nil {
+		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
+	}
 	group := cfg.Log.Group(Group(cfg.ID))
 	machine, err := storage.Open(cfg.Path, storage.Options{Logger: cfg.Logger})
 	if err != nil {
