@@ -128,6 +128,7 @@ func TestForgottenVotes(t *testing.T) {
 			c.NodeID, c.Transport, c.Join, c.SnapshotDir = "node-1", Watch(transports[0]), true, t.TempDir()
 		})
 		members[0] = forgetful
+		time.Sleep(5 * time.Second) // until it knows no leader, should a late message have told of one
 
 		// A candidate that has not heard of the last changes.
 		vote := func(term, logTerm, logIndex uint64) bool {
