@@ -639,3 +639,31 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// TestClear deletes a group's log and one of its values, which a power cut does not undo.
+func TestClear(t *testing.T) {
+	t.Parallel()
+	fs := vfs.NewCrashableMem()
+	l := open(t, "log", Options{FS: fs})
+	g := l.Group(5)
+	store(t, g, 1, 20, 100)
+	store(t, l.Group(6), 1, 3, 100)
+	if err := errors.Join(g.SetUint64([]byte("CurrentTerm"), 9), g.SetUint64([]byte("gone"), 1), g.Clear([]byte("gone"))); err != nil {
+		t.Fatal(err)
+	}
+	check := func(l *Log) {
+		t.Helper()
+		want(t, l.Group(5), 0, 0)
+		want(t, l.Group(6), 1, 3)
+		term, err1 := l.Group(5).GetUint64([]byte("CurrentTerm"))
+		gone, err2 := l.Group(5).GetUint64([]byte("gone"))
+		if term != 9 || gone != 0 || err1 != nil || err2 != nil {
+			t.Errorf("values are %d, %d, %v, %v", term, gone, err1, err2)
+		}
+	}
+	check(l)
+	crashed := open(t, "log", Options{FS: fs.CrashClone(vfs.CrashCloneCfg{})})
+	check(crashed)
+	store(t, crashed.Group(5), 7, 8, 100)
+	want(t, crashed.Group(5), 7, 8)
+}

@@ -20,6 +20,8 @@ var (
 var (
 	keyTerm     = []byte("CurrentTerm")
 	keyRestored = []byte("Restored") // index of the last snapshot received
+	keyDropping = []byte("Dropping") // 1 while the group is being deleted here
+	keyFloor    = []byte("Floor")    // a floor, once the group has been deleted here
 )
 
 // inspect compares log and state, and founds the group if there is neither. What would make

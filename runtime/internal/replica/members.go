@@ -59,8 +59,9 @@ func (m Membership) Voters() []placement.NodeID {
 	return ids
 }
 
-// A member has caught up if it has answered within contactWithin and lacks no more than
-// lagEntries: a heartbeat, which is how the leader learns of it, is sent several times a second.
+// A member has caught up if it has answered within contactWithin, lacks no more than
+// lagEntries, and has the entry that made the members: then [Replica.Drop] on it knows as much of
+// them. A heartbeat, which is how the leader learns of it, is sent several times a second.
 const (
 	contactWithin = electionTimeout
 	lagEntries    = 250
@@ -70,7 +71,7 @@ const (
 // leader knows it.
 func (m Membership) CaughtUp(id placement.NodeID) bool {
 	o, ok := m.Member(id)
-	return ok && o.Last+lagEntries >= m.Last && time.Since(o.Contact) <= contactWithin
+	return ok && o.Last+lagEntries >= m.Last && o.Last >= m.Index && time.Since(o.Contact) <= contactWithin
 }
 
 // Members returns the group as of the last change that was committed and is applied here.

@@ -178,6 +178,8 @@ type Replica struct {
 	raft *raft.Raft
 	fsm  *fsm
 
+	floor floor // of a replica that was dropped once
+
 	committer atomic.Pointer[committer] // of the reign, or of the last one
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
@@ -189,7 +191,7 @@ type Replica struct {
 	stopping chan struct{}
 	stop     sync.Once
 	stopErr  error
-	running  sync.WaitGroup // the goroutine of run, stopped by Stop
+	running  sync.WaitGroup // the goroutines of run and of a gate, stopped by halt
 }
 
 // Open starts a replica. Everything that is in the log behind the state machine's
@@ -217,11 +219,18 @@ func (r *Replica) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.raft, err = raft.NewRaft(r.raftConfig(), r.fsm, logs, r.cfg.Log, &snapshots{replica: r}, r.cfg.Transport)
+	trans, gate, err := r.aboveFloor()
+	if err != nil {
+		return err
+	}
+	r.raft, err = raft.NewRaft(r.raftConfig(), r.fsm, logs, r.cfg.Log, &snapshots{replica: r}, trans)
 	if err != nil {
 		return err
 	}
 	r.running.Go(r.run)
+	if gate != nil {
+		r.running.Go(gate.run)
+	}
 	if r.cfg.Flusher != nil {
 		r.cfg.Flusher.add(r)
 	}
@@ -306,15 +315,7 @@ func (r *Replica) trim() error {
 // commits that hang. It may be called twice.
 func (r *Replica) Stop(ctx context.Context) error {
 	r.stop.Do(func() {
-		if r.cfg.Flusher != nil {
-			r.cfg.Flusher.remove(r)
-		}
-		if c := r.committer.Load(); c != nil {
-			c.drain(ctx)
-		}
-		close(r.stopping)
-		r.running.Wait()
-		err := r.raft.Shutdown().Error()
+		err := r.halt(ctx)
 		if !r.failed.Load() {
 			err = errors.Join(err, r.Flush(context.WithoutCancel(ctx)))
 		}
@@ -323,6 +324,19 @@ func (r *Replica) Stop(ctx context.Context) error {
 		}
 	})
 	return r.stopErr
+}
+
+// halt ends the reign and everything that runs.
+func (r *Replica) halt(ctx context.Context) error {
+	if r.cfg.Flusher != nil {
+		r.cfg.Flusher.remove(r)
+	}
+	if c := r.committer.Load(); c != nil {
+		c.drain(ctx)
+	}
+	close(r.stopping)
+	r.running.Wait()
+	return r.raft.Shutdown().Error()
 }
 
 // voters returns whether this member is the only voter, and all of them.

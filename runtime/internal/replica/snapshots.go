@@ -40,7 +40,9 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 	if confIndex == 0 {
 		return nil, errors.New("the state does not say who the members are")
 	}
-	return []*raft.SnapshotMeta{snapshotMeta(index, term, confIndex, conf, 0)}, nil
+	meta := snapshotMeta(index, term, confIndex, conf, 0)
+	meta.Configuration = s.replica.floor.mask(s.replica.cfg.NodeID, confIndex, meta.Configuration)
+	return []*raft.SnapshotMeta{meta}, nil
 }
 
 func snapshotMeta(index, term, confIndex uint64, conf []byte, size int64) *raft.SnapshotMeta {

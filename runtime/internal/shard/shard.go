@@ -50,6 +50,9 @@ type Config struct {
 // A Shard is one shard on this node. Its methods may be called from any goroutine.
 type Shard struct {
 	id      placement.ShardID
+	node    placement.NodeID
+	path    string
+	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
 
@@ -66,6 +69,9 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if _, err := Holds(cfg.Log, cfg.ID, cfg.Path); err != nil {
+		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
+	}
 	group := cfg.Log.Group(Group(cfg.ID))
 	machine, err := storage.Open(cfg.Path, storage.Options{Logger: cfg.Logger})
 	if err != nil {
@@ -74,12 +80,18 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		}
 		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
 	}
-	s := &Shard{id: cfg.ID, machine: machine}
+	s := &Shard{
+		id:      cfg.ID,
+		node:    cfg.NodeID,
+		path:    cfg.Path,
+		log:     cfg.Logger.With(slog.Int("shard", int(cfg.ID))),
+		machine: machine,
+	}
 	s.replica, err = replica.Open(ctx, replica.Config{
 		Name:        fmt.Sprintf("shard %d", cfg.ID),
 		NodeID:      raft.ServerID(cfg.NodeID),
 		Log:         group,
-		Transport:   cfg.Transport,
+		Transport:   replica.Watch(cfg.Transport),
 		Machine:     state{machine},
 		Flusher:     cfg.Flusher,
 		Join:        cfg.Join,
