@@ -41,6 +41,10 @@ type Config struct {
 	// StopTimeout bounds how long Stop waits for requests and events under way; 10 s.
 	StopTimeout time.Duration
 
+	// Cluster makes the node one of several. Nil: it runs alone, and nothing but its front door
+	// listens. A node that ran alone can be given a Cluster later.
+	Cluster *Cluster
+
 	// Logger gets what an operator should know. Default: nobody does.
 	Logger *slog.Logger
 	// OnFatal is called when the node cannot go on, because a disk failed: after a failed
@@ -58,6 +62,10 @@ func (c Config) withDefaults() Config {
 	}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = 10 * time.Second
+	}
+	if c.Cluster != nil {
+		cluster := c.Cluster.withDefaults()
+		c.Cluster = &cluster
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -80,6 +88,11 @@ func (c Config) check(defs []durable.Definition) error {
 	}
 	if c.MaxBodyBytes < 0 || c.IdleAfter < 0 || c.StopTimeout < 0 {
 		return errors.New("a limit or a time is negative")
+	}
+	if c.Cluster != nil {
+		if err := c.Cluster.check(); err != nil {
+			return err
+		}
 	}
 	for _, d := range defs {
 		if needs := d.Info().Needs; len(needs) > 0 {

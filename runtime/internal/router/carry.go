@@ -21,7 +21,8 @@ import (
 // What one node asks another is an HTTP request to /object/{op}. What it is about is in
 // headers; arguments and bodies are bodies, so that they stream.
 const (
-	pathPrefix = "/object/"
+	// PathPrefix is where [Router.Handler] is to be found.
+	PathPrefix = "/object/"
 
 	opFetch   = "fetch"
 	opCall    = "call"
@@ -86,7 +87,7 @@ func (r *Router) carry(ctx context.Context, to placement.NodeID, req *http.Reque
 func drop(resp *http.Response) { _ = resp.Body.Close() }
 
 func (r *Router) request(ctx context.Context, method, op string, to host.Ref, body io.Reader) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+pathPrefix+op, body)
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+PathPrefix+op, body)
 	if err != nil {
 		return nil, host.Errorf(host.CodeInternal, "the request cannot be carried").Because(err)
 	}

@@ -81,6 +81,10 @@ func New(cfg Config) *Router {
 	return &Router{cfg: cfg, log: cfg.Logger}
 }
 
+// Attach names the engine, if Config did not: the engine may have the router for its way to
+// others. It must be called before anything else.
+func (r *Router) Attach(e Engine) { r.cfg.Engine = e }
+
 // Class returns the facts about a class. All nodes of a cluster run the same classes.
 func (r *Router) Class(name string) (host.ClassInfo, bool) { return r.cfg.Engine.Class(name) }
 
