@@ -183,6 +183,7 @@ type Replica struct {
 	committer atomic.Pointer[committer] // of the reign, or of the last one
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
+	standing  atomic.Bool               // LeaderGone is about to stand for election
 
 	fatal  sync.Once
 	failed atomic.Bool

@@ -124,6 +124,12 @@ func (s *Shard) Leader() placement.NodeID {
 	return placement.NodeID(id)
 }
 
+// LeaderGone tells the shard that a node's process has ended; see [replica.Replica.LeaderGone].
+// It blocks for some hundred milliseconds at most. alive may be nil.
+func (s *Shard) LeaderGone(ctx context.Context, peer placement.NodeID, alive func(placement.NodeID) bool) {
+	s.replica.LeaderGone(ctx, peer, alive)
+}
+
 // Digest returns the running hash of everything applied, which is the same on all replicas
 // at the same index.
 func (s *Shard) Digest() (index, hash uint64) { return s.machine.Digest() }
