@@ -181,6 +181,9 @@ func (d *dirs) identify(shards int) error {
 	}
 	switch {
 	case data == nil && log == nil:
+		if _, err := placement.Even(cmp.Or(shards, placement.DefaultShards)); err != nil {
+			return err
+		}
 		d.id = identity{Format: format, Node: placement.NodeID(strings.ToLower(rand.Text())), Unborn: true}
 		return writeIdentity(d.data, d.id)
 	case data == nil:

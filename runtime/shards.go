@@ -35,11 +35,13 @@ type shards struct {
 	running sync.WaitGroup // follow, stopped by stop
 }
 
-// A holding is one replica, and the goroutine that steers it.
+// A holding is one replica, and the goroutines that steer it: one for its life, and one
+// more for each loss of another node.
 type holding struct {
 	*shard.Shard
+	ctx      context.Context // ends when the replica is given up
 	cancel   context.CancelFunc
-	steering sync.WaitGroup
+	steering sync.WaitGroup // added to with shards.mu held, and not after ctx has ended
 }
 
 func newShards(n *Node) (*shards, error) {
@@ -151,7 +153,7 @@ func (n *Node) founds(record placement.Shard) bool {
 // hold begins to steer a replica.
 func (s *shards) hold(id placement.ShardID, sh *shard.Shard) {
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &holding{Shard: sh, cancel: cancel}
+	h := &holding{Shard: sh, ctx: ctx, cancel: cancel}
 	h.steering.Go(func() {
 		sh.Steer(ctx, shard.Steering{
 			Want: func() placement.Shard {
@@ -185,7 +187,7 @@ func (s *shards) drop(ctx context.Context) {
 		if err != nil || !report.Lacks(s.node.dirs.id.Node) {
 			continue
 		}
-		h.release()
+		s.release(h)
 		err = h.Drop(ctx, report)
 		s.mu.Lock()
 		delete(s.held, id) // with an error it is opened again
@@ -200,8 +202,10 @@ func (s *shards) drop(ctx context.Context) {
 }
 
 // release ends the steering.
-func (h *holding) release() {
+func (s *shards) release(h *holding) {
+	s.mu.Lock()
 	h.cancel()
+	s.mu.Unlock()
 	h.steering.Wait()
 }
 
@@ -271,10 +275,14 @@ func (s *shards) leads() (count int) {
 	return count
 }
 
-// peerGone has the heirs of a node whose process is gone stand for election.
+// peerGone has the successors of a node whose process is gone stand for election.
 func (s *shards) peerGone(peer placement.NodeID) {
-	for _, h := range s.all() {
-		h.LeaderGone(peer)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.held {
+		if h.ctx.Err() == nil {
+			h.steering.Go(func() { h.LeaderGone(h.ctx, peer, s.node.fit) })
+		}
 	}
 }
 
@@ -307,7 +315,7 @@ func (s *shards) stop(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, h := range s.all() {
 		wg.Go(func() {
-			h.release()
+			s.release(h)
 			err := h.Stop(ctx)
 			mu.Lock()
 			defer mu.Unlock()

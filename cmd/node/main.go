@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,6 +37,9 @@ func main() {
 
 // run is the program; it returns the exit status.
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer, signals <-chan os.Signal) int {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		return command(args, getenv, stdout, stderr)
+	}
 	s, err := load(args, getenv)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -104,6 +108,7 @@ func serve(ctx context.Context, s settings, logger *slog.Logger, stdout io.Write
 
 func (s settings) node(logger *slog.Logger) runtime.Config {
 	return runtime.Config{
+		Cluster:      s.cluster(),
 		Listen:       s.Listen,
 		Data:         s.Data,
 		Log:          s.LogDir,
@@ -113,6 +118,26 @@ func (s settings) node(logger *slog.Logger) runtime.Config {
 		IdleAfter:    time.Duration(s.IdleAfter),
 		StopTimeout:  time.Duration(s.StopTimeout),
 		Logger:       logger,
+	}
+}
+
+// cluster returns nil for a node that runs alone.
+func (s settings) cluster() *runtime.Cluster {
+	if s.SecretFile == "" {
+		return nil
+	}
+	return &runtime.Cluster{
+		SecretFile:      s.SecretFile,
+		CertificateFile: s.CertificateFile,
+		KeyFile:         s.KeyFile,
+		AuthoritiesFile: s.AuthoritiesFile,
+		Listen:          s.ClusterListen,
+		Gossip:          s.GossipListen,
+		Advertise:       s.Advertise,
+		Zone:            s.Labels.Zone,
+		Bootstrap:       s.Bootstrap,
+		Expect:          s.BootstrapExpect,
+		Join:            s.Join,
 	}
 }
 

@@ -29,14 +29,15 @@ func TestPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := settings{
-		Listen:      "flag:3",
-		Data:        "env",
-		LogDir:      "file",
-		LogLevel:    4,
-		LogFormat:   "text",
-		Origins:     []string{"a.example"},
-		StopTimeout: duration(3 * time.Second),
-		config:      file,
+		Listen:        "flag:3",
+		ClusterListen: "127.0.0.1:8788",
+		Data:          "env",
+		LogDir:        "file",
+		LogLevel:      4,
+		LogFormat:     "text",
+		Origins:       []string{"a.example"},
+		StopTimeout:   duration(3 * time.Second),
+		config:        file,
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(settings{}), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("settings differ (-want +got):\n%s", diff)

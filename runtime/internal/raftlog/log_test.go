@@ -617,6 +617,61 @@ func TestHangingFsyncEndsTheLog(t *testing.T) {
 	})
 }
 
+// TestPauseIsNoHang: an operation that looks slow once may only have been under way while the
+// process was stopped.
+func TestPauseIsNoHang(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var sync atomic.Pointer[func() error]
+		l, err := Open("log", Options{
+			FS:      brokenFS{vfs.NewMem(), &sync},
+			OnFatal: func(err error) { t.Error(err) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := l.Group(1)
+		slow := func() error { time.Sleep(11900 * time.Millisecond); return nil }
+		sync.Store(&slow)
+		if err := errors.Join(g.StoreLog(entry(1, 10)), g.SetUint64([]byte("CurrentTerm"), 4)); err != nil {
+			t.Error(err)
+		}
+		sync.Store(nil)
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestHangingVoteEndsTheLog: a term or a vote is written with the same deadline.
+func TestHangingVoteEndsTheLog(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var sync atomic.Pointer[func() error]
+		fatal := make(chan error, 1)
+		l, err := Open("log", Options{
+			FS:      brokenFS{vfs.NewMem(), &sync},
+			OnFatal: func(err error) { fatal <- err },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wake := make(chan struct{})
+		hang := func() error { <-wake; return nil }
+		sync.Store(&hang)
+		done := make(chan error)
+		go func() { done <- l.Group(1).SetUint64([]byte("CurrentTerm"), 7) }()
+		if err := <-fatal; !errors.Is(err, ErrStalled) {
+			t.Errorf("got %v", err)
+		}
+		close(wake)
+		if err := <-done; !errors.Is(err, ErrStalled) {
+			t.Errorf("the write that hung: %v", err)
+		}
+		l.Close()
+	})
+}
+
 func BenchmarkAppend(b *testing.B) {
 	for _, groups := range []int{1, 32} {
 		b.Run(fmt.Sprintf("groups=%d", groups), func(b *testing.B) {

@@ -334,6 +334,16 @@ func (w *watched) Close() error {
 	return nil
 }
 
+// SetTerm tells the transport beneath how to learn the group's term, if it wants to know:
+// it answers the confirmations of others with it.
+func (w *watched) SetTerm(term func() uint64) {
+	if t, ok := w.Transport.(termed); ok {
+		t.SetTerm(term)
+	}
+}
+
+type termed interface{ SetTerm(term func() uint64) }
+
 func (w *watched) heard(id raft.ServerID) (uint64, time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -115,8 +115,8 @@ type Config struct {
 	// waits for ctx.
 	Lead func(ctx context.Context, reign *Reign)
 
-	// OnFatal is called when the replica cannot go on: the state machine failed, or the log is
-	// damaged. The default ends the process with status 1.
+	// OnFatal is called when the replica cannot go on: the state machine failed or hangs, or
+	// the log is damaged. The default ends the process with status 1.
 	OnFatal func(error)
 
 	Logger  *slog.Logger // default: discard
@@ -128,6 +128,9 @@ type Config struct {
 	QueueBytes   int    // batches waiting or in flight, above which Reign.Pressure refuses; 64 MiB
 	LogBytes     uint64 // log kept behind the durable index, for members that lag; 256 MiB
 	SnapshotDir  string // where a snapshot from another member is received; the system's temporary one
+
+	Snapshots    *Limiter      // the node's; nil: any number is sent at a time
+	DiskDeadline time.Duration // for one write of the state, and more for large ones; 10 s
 }
 
 func (c Config) withDefaults() Config {
@@ -142,6 +145,9 @@ func (c Config) withDefaults() Config {
 	def(&c.QueueBytes, 64<<20)
 	if c.LogBytes == 0 {
 		c.LogBytes = 256 << 20
+	}
+	if c.DiskDeadline == 0 {
+		c.DiskDeadline = 10 * time.Second
 	}
 	if c.SnapshotDir == "" {
 		c.SnapshotDir = os.TempDir()
@@ -184,6 +190,9 @@ type Replica struct {
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
 	alone     solitude
+	standing  atomic.Bool // LeaderGone is about to stand for election
+
+	flushing sync.Mutex // held while the state's file is written or replaced
 
 	fatal  sync.Once
 	failed atomic.Bool
@@ -226,6 +235,9 @@ func (r *Replica) open(ctx context.Context) error {
 	r.raft, err = raft.NewRaft(r.raftConfig(), r.fsm, logs, r.cfg.Log, &snapshots{replica: r}, trans)
 	if err != nil {
 		return err
+	}
+	if t, ok := r.cfg.Transport.(termed); ok {
+		t.SetTerm(r.raft.CurrentTerm)
 	}
 	r.running.Go(r.run)
 	if gate != nil {
@@ -284,7 +296,7 @@ func (r *Replica) Unflushed() (bytes int, since time.Time) { return r.cfg.Machin
 // does the node.
 func (r *Replica) Flush(ctx context.Context) error {
 	start := time.Now()
-	if err := r.cfg.Machine.Flush(ctx); err != nil {
+	if err := r.flush(func() error { return r.cfg.Machine.Flush(ctx) }); err != nil {
 		if ctx.Err() == nil {
 			r.fail(fmt.Errorf("flush %s: %w", r.cfg.Name, err))
 		}

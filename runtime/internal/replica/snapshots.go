@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -62,23 +63,47 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if id != stateID {
 		return s.openReceived(id)
 	}
-	snap, err := s.replica.cfg.Machine.Snapshot(context.Background())
+	r := s.replica
+	if err := r.cfg.Snapshots.enter(r.stopping); err != nil {
+		return nil, nil, err
+	}
+	var snap *Snapshot
+	err := r.flush(func() (err error) {
+		snap, err = r.cfg.Machine.Snapshot(context.Background())
+		return err
+	})
 	if err != nil {
+		r.cfg.Snapshots.leave()
 		return nil, nil, err
 	}
 	meta := snapshotMeta(snap.Index, snap.Term, snap.ConfigurationIndex, snap.Configuration, snap.Size)
-	return meta, stream(snap), nil
+	return meta, stream(snap, r.cfg.Snapshots), nil
 }
 
-// stream reads what a snapshot writes. Its goroutine ends when the reader is closed.
-func stream(snap *Snapshot) io.ReadCloser {
+// stream reads what a snapshot writes. Its goroutine ends when the reader is closed, or
+// has not read for snapshotIdle.
+func stream(snap *Snapshot, limiter *Limiter) io.ReadCloser {
 	r, w := io.Pipe()
 	s := &streaming{PipeReader: r}
 	s.writer.Go(func() {
-		_, err := snap.WriteTo(w)
+		defer limiter.leave()
+		idle := time.AfterFunc(snapshotIdle, func() { r.CloseWithError(errIdle) })
+		defer idle.Stop()
+		_, err := snap.WriteTo(&punctual{w, idle})
 		w.CloseWithError(errors.Join(err, snap.Close()))
 	})
 	return s
+}
+
+// punctual puts a timer off with each write.
+type punctual struct {
+	io.Writer
+	timer *time.Timer
+}
+
+func (p *punctual) Write(b []byte) (int, error) {
+	p.timer.Reset(snapshotIdle)
+	return p.Writer.Write(b)
 }
 
 type streaming struct {
@@ -104,6 +129,7 @@ func (s *snapshots) openReceived(id string) (*raft.SnapshotMeta, io.ReadCloser, 
 	if err := s.replica.cfg.Log.SetUint64(keyRestored, r.meta.Index); err != nil {
 		return nil, nil, err
 	}
+	s.replica.fsm.receivedSize = r.meta.Size
 	f, err := os.Open(r.path)
 	if err != nil {
 		return nil, nil, err
@@ -123,14 +149,14 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, mem
 	if err != nil {
 		return nil, err
 	}
-	return &sink{snapshots: s, file: f, meta: raft.SnapshotMeta{
+	return watchedSink{&sink{snapshots: s, file: f, meta: raft.SnapshotMeta{
 		Version:            version,
 		ID:                 fmt.Sprintf("%d-%d", term, index),
 		Index:              index,
 		Term:               term,
 		Configuration:      members,
 		ConfigurationIndex: membersIndex,
-	}}, nil
+	}}}, nil
 }
 
 type sink struct {

@@ -31,6 +31,7 @@ type Config struct {
 	Log       *raftlog.Log // the node's
 	Transport replica.Transport
 	Flusher   *replica.Flusher // the node's; nil: the state is flushed by Stop only
+	Snapshots *replica.Limiter // the node's; nil: any number of snapshots is sent at a time
 	Disk      *Disk            // the node's; nil: never full
 
 	// Join makes a shard without any state wait for the leader of an existing group. Otherwise
@@ -94,6 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		Transport:   replica.Watch(cfg.Transport),
 		Machine:     state{machine},
 		Flusher:     cfg.Flusher,
+		Snapshots:   cfg.Snapshots,
 		Join:        cfg.Join,
 		OnFatal:     cfg.OnFatal,
 		Logger:      cfg.Logger,
@@ -122,6 +124,12 @@ func (s *Shard) Reign() (placement.Epoch, bool) {
 func (s *Shard) Leader() placement.NodeID {
 	id, _ := s.replica.Leader()
 	return placement.NodeID(id)
+}
+
+// LeaderGone tells the shard that a node's process has ended; see [replica.Replica.LeaderGone].
+// It blocks for some hundred milliseconds at most. alive may be nil.
+func (s *Shard) LeaderGone(ctx context.Context, peer placement.NodeID, alive func(placement.NodeID) bool) {
+	s.replica.LeaderGone(ctx, peer, alive)
 }
 
 // Digest returns the running hash of everything applied, which is the same on all replicas
