@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -136,9 +137,15 @@ func (t *Topology) open(ctx context.Context) (err error) {
 		OnFatal:   t.cfg.OnFatal,
 		Logger:    t.cfg.Logger,
 		Metrics:   t.cfg.Metrics,
+
+		LogBytes:    logBytes,
+		SnapshotDir: filepath.Dir(t.cfg.Path),
 	})
 	return err
 }
+
+// logBytes is the log kept for members that lag. The whole table is not much larger.
+const logBytes = 4 << 20
 
 // announce puts this node's record into the table, unless it is there.
 func (t *Topology) announce(ctx context.Context) {
