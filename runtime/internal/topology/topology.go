@@ -147,7 +147,8 @@ func (t *Topology) open(ctx context.Context) (err error) {
 // logBytes is the log kept for members that lag. The whole table is not much larger.
 const logBytes = 4 << 20
 
-// announce puts this node's record into the table, unless it is there.
+// announce puts this node's record into the table. It is not enough that the table known
+// here has it: the others may have removed the node meanwhile.
 func (t *Topology) announce(ctx context.Context) {
 	self := t.cfg.Self
 	self.State = placement.NodeUp
@@ -169,9 +170,6 @@ func (t *Topology) introduce(ctx context.Context, self placement.Node) error {
 		if err := t.Wait(ctx, func(s *State) bool { return s.ID != "" }); err != nil {
 			return err
 		}
-	}
-	if t.State().Nodes[self.ID] == self {
-		return nil
 	}
 	return t.PutNode(ctx, self)
 }

@@ -292,6 +292,8 @@ func TestSnapshot(t *testing.T) {
 		}
 		b := w.join("b")
 		b.until("the table is here", func(s *State) bool { return len(s.Shards) == placement.MaxShards && s.Nodes["b"] == b.self })
+		w.settled(1)
+		time.Sleep(5 * time.Second)
 		if diff := cmp.Diff(a.State(), b.State()); diff != "" {
 			t.Error(diff)
 		}
