@@ -124,6 +124,7 @@ func (o *overseer) attempt(ctx context.Context, what string, c command) {
 // ask asks every node for its report.
 func (o *overseer) ask(ctx context.Context) {
 	nodes := o.State().Present()
+	before := o.suspicions()
 	reports, errs := make([]Report, len(nodes)), make([]error, len(nodes))
 	slots := make(chan struct{}, askedAtOnce)
 	var wg sync.WaitGroup
@@ -154,12 +155,20 @@ func (o *overseer) ask(ctx context.Context) {
 		}
 		if o.silent[n.ID] = errs[i] != nil; !o.silent[n.ID] {
 			o.seen[n.ID], o.reports[n.ID] = now, reports[i]
-			delete(o.suspects, n.ID)
+			if o.suspects[n.ID] == before[n.ID] { // else it was suspected after it was asked
+				delete(o.suspects, n.ID)
+			}
 		}
 	}
-	maps.DeleteFunc(o.suspects, func(id placement.NodeID, _ bool) bool { // of the others nobody asks
+	maps.DeleteFunc(o.suspects, func(id placement.NodeID, _ uint64) bool { // of the others nobody asks
 		return !slices.ContainsFunc(nodes, func(n placement.Node) bool { return n.ID == id })
 	})
+}
+
+func (o *overseer) suspicions() map[placement.NodeID]uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.suspects)
 }
 
 // lastSeen returns when a node last answered or, if it has not, since when it is missed.
@@ -174,7 +183,7 @@ func (o *overseer) lastSeen(id placement.NodeID) time.Time {
 // just joined is, until it answers: nothing is to be given to it before.
 func (o *overseer) down(id placement.NodeID, away time.Duration) bool {
 	_, answered := o.seen[id]
-	return away >= downAfter || o.suspects[id] || !answered && o.noticed[id] != o.since
+	return away >= downAfter || o.suspects[id] > 0 || !answered && o.noticed[id] != o.since
 }
 
 // view returns what the planner is to know, and who leads each shard.

@@ -82,8 +82,9 @@ type Topology struct {
 	wake   chan struct{}                 // makes the leader look at once
 	opened chan struct{}                 // closed when replica is set
 
-	mu       sync.Mutex // guards suspects
-	suspects map[placement.NodeID]bool
+	mu        sync.Mutex                  // guards what follows
+	suspicion uint64                      // number of the last one
+	suspects  map[placement.NodeID]uint64 // and each node's last one
 
 	retract context.CancelFunc // ends announce
 	running sync.WaitGroup     // the goroutine of announce, stopped by Stop
@@ -106,7 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Topology, error) {
 		log:      cfg.Logger,
 		wake:     make(chan struct{}, 1),
 		opened:   make(chan struct{}),
-		suspects: make(map[placement.NodeID]bool),
+		suspects: make(map[placement.NodeID]uint64),
 	}
 	if err := t.open(ctx); err != nil {
 		return nil, fmt.Errorf("open the placement table: %w", err)
@@ -238,7 +239,8 @@ func (t *Topology) Members() replica.Membership { return t.replica.Members() }
 // takes it for down.
 func (t *Topology) Suspect(id placement.NodeID) {
 	t.mu.Lock()
-	t.suspects[id] = true
+	t.suspicion++
+	t.suspects[id] = t.suspicion
 	t.mu.Unlock()
 	select {
 	case t.wake <- struct{}{}:
