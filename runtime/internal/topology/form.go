@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -229,6 +230,7 @@ func clusterOf(greetings map[string]greeting) (addrs []string, err error) {
 		cluster = g.Cluster
 		addrs = append(addrs, addr)
 	}
+	slices.Sort(addrs)
 	return addrs, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,6 +39,7 @@ func (t *Topology) lead(ctx context.Context, reign *replica.Reign) {
 	o := &overseer{
 		Topology: t,
 		since:    time.Now(),
+		noticed:  make(map[placement.NodeID]time.Time),
 		seen:     make(map[placement.NodeID]time.Time),
 		reports:  make(map[placement.NodeID]Report),
 		silent:   make(map[placement.NodeID]bool),
@@ -68,6 +70,7 @@ func pause(ctx context.Context, d time.Duration) {
 type overseer struct {
 	*Topology
 	since   time.Time
+	noticed map[placement.NodeID]time.Time // when each node was first in the table
 	seen    map[placement.NodeID]time.Time // when each node last answered
 	reports map[placement.NodeID]Report    // what it then said
 	silent  map[placement.NodeID]bool      // did not answer in this round
@@ -121,6 +124,7 @@ func (o *overseer) attempt(ctx context.Context, what string, c command) {
 // ask asks every node for its report.
 func (o *overseer) ask(ctx context.Context) {
 	nodes := o.State().Present()
+	before := o.suspicions()
 	reports, errs := make([]Report, len(nodes)), make([]error, len(nodes))
 	slots := make(chan struct{}, askedAtOnce)
 	var wg sync.WaitGroup
@@ -138,22 +142,48 @@ func (o *overseer) ask(ctx context.Context) {
 		return
 	}
 	now := time.Now()
+	if len(o.noticed) == 0 { // those that were there before
+		for _, n := range nodes {
+			o.noticed[n.ID] = o.since
+		}
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i, n := range nodes {
+		if _, ok := o.noticed[n.ID]; !ok {
+			o.noticed[n.ID] = now
+		}
 		if o.silent[n.ID] = errs[i] != nil; !o.silent[n.ID] {
 			o.seen[n.ID], o.reports[n.ID] = now, reports[i]
-			delete(o.suspects, n.ID)
+			if o.suspects[n.ID] == before[n.ID] { // else it was suspected after it was asked
+				delete(o.suspects, n.ID)
+			}
 		}
 	}
+	maps.DeleteFunc(o.suspects, func(id placement.NodeID, _ uint64) bool { // of the others nobody asks
+		return !slices.ContainsFunc(nodes, func(n placement.Node) bool { return n.ID == id })
+	})
 }
 
-// lastSeen returns when a node last answered; the beginning of the reign, if it has not.
+func (o *overseer) suspicions() map[placement.NodeID]uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.suspects)
+}
+
+// lastSeen returns when a node last answered or, if it has not, since when it is missed.
 func (o *overseer) lastSeen(id placement.NodeID) time.Time {
 	if at, ok := o.seen[id]; ok {
 		return at
 	}
-	return o.since
+	return o.noticed[id]
+}
+
+// down reports whether a node that does not answer is to be taken for down. One that has
+// just joined is, until it answers: nothing is to be given to it before.
+func (o *overseer) down(id placement.NodeID, away time.Duration) bool {
+	_, answered := o.seen[id]
+	return away >= downAfter || o.suspects[id] > 0 || !answered && o.noticed[id] != o.since
 }
 
 // view returns what the planner is to know, and who leads each shard.
@@ -165,11 +195,14 @@ func (o *overseer) view(s *State) (placement.View, map[placement.ShardID]lead) {
 		Unled:  make(map[placement.ShardID]bool),
 	}
 	o.mu.Lock()
-	suspects := o.suspects
 	for _, n := range s.Present() {
+		if _, asked := o.silent[n.ID]; !asked {
+			v.Down[n.ID] = true // it has joined a moment ago
+			continue
+		}
 		away := time.Since(o.lastSeen(n.ID))
 		v.Lost[n.ID] = o.silent[n.ID] && away >= s.LostAfter()
-		v.Down[n.ID] = o.silent[n.ID] && (away >= downAfter || suspects[n.ID] || v.Lost[n.ID])
+		v.Down[n.ID] = o.silent[n.ID] && (o.down(n.ID, away) || v.Lost[n.ID])
 	}
 	o.mu.Unlock()
 	led := o.leaders(v)

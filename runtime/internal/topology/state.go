@@ -198,6 +198,8 @@ func (s *State) with(c command, index uint64) (*State, error) {
 		err = next.found(*c.Found)
 	case s.ID == "":
 		err = Refusal("the cluster is not founded yet")
+	case c.Put != nil && s.Nodes[c.Put.ID] == *c.Put:
+		return s, nil // as after every start of a node
 	case c.Put != nil:
 		err = next.put(*c.Put)
 	case c.Mark != nil:
@@ -230,8 +232,6 @@ func (s *State) found(f founding) error {
 		return Refusal(err.Error())
 	}
 	s.ID = f.Cluster
-	s.Nodes = make(map[placement.NodeID]placement.Node)
-	s.Settings = make(map[string]string)
 	for range f.Shards {
 		s.Shards = append(s.Shards, placement.Shard{Replicas: []placement.NodeID{f.Node.ID}, Owner: f.Node.ID, Version: 1})
 	}
@@ -255,6 +255,9 @@ func (s *State) put(n placement.Node) error {
 		return Refusal(fmt.Sprintf("node %s was removed from the cluster, and its ID is never used again: start it with new data and log directories", n.ID))
 	case !known && len(s.Nodes) >= maxNodes:
 		return Refusal(fmt.Sprintf("the cluster has had %d nodes, which is the most it can have", maxNodes))
+	}
+	if s.Nodes == nil {
+		s.Nodes = make(map[placement.NodeID]placement.Node)
 	}
 	s.Nodes[n.ID] = n
 	return nil
@@ -285,6 +288,9 @@ func (s *State) mark(m marking) error {
 func (s *State) set(c setting) error {
 	if err := c.Name.check(c.Value); err != nil {
 		return err
+	}
+	if s.Settings == nil {
+		s.Settings = make(map[string]string)
 	}
 	s.Settings[string(c.Name)] = c.Value
 	if c.Name == SettingReplicas {

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,8 +82,9 @@ type Topology struct {
 	wake   chan struct{}                 // makes the leader look at once
 	opened chan struct{}                 // closed when replica is set
 
-	mu       sync.Mutex // guards suspects
-	suspects map[placement.NodeID]bool
+	mu        sync.Mutex                  // guards what follows
+	suspicion uint64                      // number of the last one
+	suspects  map[placement.NodeID]uint64 // and each node's last one
 
 	retract context.CancelFunc // ends announce
 	running sync.WaitGroup     // the goroutine of announce, stopped by Stop
@@ -105,7 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Topology, error) {
 		log:      cfg.Logger,
 		wake:     make(chan struct{}, 1),
 		opened:   make(chan struct{}),
-		suspects: make(map[placement.NodeID]bool),
+		suspects: make(map[placement.NodeID]uint64),
 	}
 	if err := t.open(ctx); err != nil {
 		return nil, fmt.Errorf("open the placement table: %w", err)
@@ -136,11 +138,18 @@ func (t *Topology) open(ctx context.Context) (err error) {
 		OnFatal:   t.cfg.OnFatal,
 		Logger:    t.cfg.Logger,
 		Metrics:   t.cfg.Metrics,
+
+		LogBytes:    logBytes,
+		SnapshotDir: filepath.Dir(t.cfg.Path),
 	})
 	return err
 }
 
-// announce puts this node's record into the table, unless it is there.
+// logBytes is the log kept for members that lag. The whole table is not much larger.
+const logBytes = 4 << 20
+
+// announce puts this node's record into the table. It is not enough that the table known
+// here has it: the others may have removed the node meanwhile.
 func (t *Topology) announce(ctx context.Context) {
 	self := t.cfg.Self
 	self.State = placement.NodeUp
@@ -162,9 +171,6 @@ func (t *Topology) introduce(ctx context.Context, self placement.Node) error {
 		if err := t.Wait(ctx, func(s *State) bool { return s.ID != "" }); err != nil {
 			return err
 		}
-	}
-	if t.State().Nodes[self.ID] == self {
-		return nil
 	}
 	return t.PutNode(ctx, self)
 }
@@ -233,7 +239,8 @@ func (t *Topology) Members() replica.Membership { return t.replica.Members() }
 // takes it for down.
 func (t *Topology) Suspect(id placement.NodeID) {
 	t.mu.Lock()
-	t.suspects[id] = true
+	t.suspicion++
+	t.suspects[id] = t.suspicion
 	t.mu.Unlock()
 	select {
 	case t.wake <- struct{}{}:
