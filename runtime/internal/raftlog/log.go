@@ -48,6 +48,9 @@ type Options struct {
 	// WriteDeadline bounds one write or fsync of a file; default 10 s.
 	WriteDeadline time.Duration
 
+	// SlowFsync is how long an fsync takes on a disk that [Log.Slow] calls slow; default 50 ms.
+	SlowFsync time.Duration
+
 	// MemTableBytes is how much of the log is kept in memory, and in the write-ahead
 	// log, before it is written to a table; default 64 MiB.
 	MemTableBytes int
@@ -65,6 +68,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.WriteDeadline == 0 {
 		o.WriteDeadline = 10 * time.Second
+	}
+	if o.SlowFsync == 0 {
+		o.SlowFsync = 50 * time.Millisecond
 	}
 	if o.MemTableBytes == 0 {
 		o.MemTableBytes = 64 << 20
@@ -123,7 +129,7 @@ func Open(dir string, o Options) (*Log, error) {
 	l := &Log{
 		dir:     dir,
 		opts:    o,
-		metrics: newMetrics(),
+		metrics: newMetrics(o.SlowFsync),
 		groups:  make(map[uint64]*Group),
 		slow:    make(map[string]time.Time),
 		stop:    make(chan struct{}),
