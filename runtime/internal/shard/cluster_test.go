@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,15 +39,37 @@ type cluster struct {
 	want    placement.Shard
 	changed chan struct{}
 	unfit   map[placement.NodeID]bool
-	slow    map[placement.NodeID]bool
+}
+
+// A slowFS takes its time for the fsyncs of the log.
+type slowFS struct {
+	vfs.FS
+	fsync *atomic.Int64
+}
+
+func (fs slowFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := fs.FS.Create(name, c)
+	return slowFile{f, fs.fsync}, err
+}
+
+type slowFile struct {
+	vfs.File
+	fsync *atomic.Int64
+}
+
+func (f slowFile) SyncData() error {
+	time.Sleep(time.Duration(f.fsync.Load()))
+	return f.File.SyncData()
 }
 
 type clusterNode struct {
 	*Shard
 	cfg    Config
 	log    *raftlog.Log
+	fsync  atomic.Int64 // how long one takes
 	trans  memTransport
 	stores chan *Store
+	last   *Store
 	stop   context.CancelFunc
 	steers sync.WaitGroup
 }
@@ -57,14 +80,15 @@ func newCluster(t *testing.T, ids ...placement.NodeID) *cluster {
 	c := &cluster{
 		t: t, dir: t.TempDir(), nodes: map[placement.NodeID]*clusterNode{},
 		want:    placement.Shard{Replicas: ids[:1], Owner: ids[0]},
-		changed: make(chan struct{}), unfit: map[placement.NodeID]bool{}, slow: map[placement.NodeID]bool{},
+		changed: make(chan struct{}), unfit: map[placement.NodeID]bool{},
 	}
 	for i, id := range ids {
-		log, err := raftlog.Open("log", raftlog.Options{FS: vfs.NewMem(), MemTableBytes: 4 << 20})
+		n := &clusterNode{stores: make(chan *Store, 100)}
+		log, err := raftlog.Open("log", raftlog.Options{FS: slowFS{vfs.NewMem(), &n.fsync}, MemTableBytes: 4 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := &clusterNode{log: log, stores: make(chan *Store, 100)}
+		n.log = log
 		n.cfg = Config{
 			NodeID:  id,
 			Path:    filepath.Join(c.dir, string(id), "shard.db"),
@@ -108,7 +132,7 @@ func (c *cluster) start(id placement.NodeID) {
 			Want:    func() placement.Shard { c.mu.Lock(); defer c.mu.Unlock(); return c.want },
 			Changed: func() <-chan struct{} { c.mu.Lock(); defer c.mu.Unlock(); return c.changed },
 			Fit:     func(id placement.NodeID) bool { c.mu.Lock(); defer c.mu.Unlock(); return !c.unfit[id] },
-			Slow:    func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.slow[id] },
+			Slow:    n.log.Slow,
 		})
 	})
 }
@@ -161,6 +185,15 @@ func (c *cluster) store(id placement.NodeID) (store *Store) {
 		store = <-c.nodes[id].stores
 	}
 	return store
+}
+
+// storeNow returns the store of a reign that may not be new.
+func (c *cluster) storeNow(id placement.NodeID) *Store {
+	n := c.nodes[id]
+	for len(n.stores) > 0 {
+		n.last = <-n.stores
+	}
+	return n.last
 }
 
 func (c *cluster) stop() {
@@ -235,24 +268,45 @@ func TestSteer(t *testing.T) {
 	})
 }
 
-// TestSlowOwnerHandsOver and does not get the shard back while it is slow.
+// TestSlowOwnerHandsOver while its disk is slow and gets the shard back when it is not any
+// more. As the nodes tell each other, a slow one is not fit.
 func TestSlowOwnerHandsOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "a", "b", "c")
 		c.wish("a", "a", "b", "c")
 		c.settle(20 * time.Second)
-		c.change(func() { c.slow["a"], c.unfit["a"] = true, true })
-		time.Sleep(time.Second)
-		if _, leads := c.nodes["a"].Reign(); leads {
-			t.Error("the slow node leads")
+		a := c.nodes["a"]
+		id := placement.NamedID("test", "x")
+		work := func(d time.Duration) (owner placement.NodeID, slowest time.Duration) {
+			for began := time.Now(); time.Since(began) < d; time.Sleep(10 * time.Millisecond) {
+				c.change(func() { c.unfit["a"] = a.log.Slow() })
+				for node, n := range c.nodes {
+					if _, leads := n.Reign(); !leads {
+						continue
+					}
+					if node != owner {
+						owner, slowest = node, 0
+					}
+					start := time.Now()
+					if put(c.storeNow(node), id, "k", "v") == nil {
+						slowest = max(slowest, time.Since(start))
+					}
+				}
+			}
+			return owner, slowest
 		}
-		time.Sleep(time.Minute)
-		if _, leads := c.nodes["a"].Reign(); leads {
-			t.Error("the slow node leads again")
+		if owner, _ := work(10 * time.Second); owner != "a" {
+			t.Errorf("%s leads", owner)
 		}
-		c.change(func() { c.slow["a"], c.unfit["a"] = false, false })
-		c.settle(10 * time.Second)
+		a.fsync.Store(int64(60 * time.Millisecond))
+		if owner, took := work(time.Minute); owner == "a" || took > 10*time.Millisecond {
+			t.Errorf("%s leads, and a commit takes %v", owner, took)
+		}
+		a.fsync.Store(0)
+		if owner, _ := work(30 * time.Second); owner != "a" {
+			t.Errorf("%s leads though the owner's disk is fast again", owner)
+		}
 		c.stop()
 	})
 }
