@@ -28,6 +28,11 @@ type Config struct {
 	Listen string
 	// Listener is used instead of Listen if it is not nil. The node closes it.
 	Listener net.Listener
+	// Hosts lists the names under which clients may address the node, without ports
+	// ("app.example.com", "*.example.com", or "*" for any). IP addresses and localhost are always
+	// fine. By default a node that listens on loopback has no further name, so that no web page can
+	// pass itself off as the node's own by DNS rebinding; any other node answers to every name.
+	Hosts []string
 	// Origins lists the foreign origins whose pages may open WebSockets, call methods and
 	// create objects: hosts ("app.example.com", "*.example.com") or origins with their
 	// scheme. The node's own pages always may.

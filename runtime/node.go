@@ -118,6 +118,7 @@ func (n *Node) buildEngine(context.Context) (err error) {
 		Other:          n.console(),
 		Logger:         n.cfg.Logger,
 		MaxBodyBytes:   n.cfg.MaxBodyBytes,
+		Hosts:          n.hosts(),
 		OriginPatterns: n.cfg.Origins,
 	})
 	if err != nil {
@@ -141,6 +142,17 @@ func (n *Node) buildEngine(context.Context) (err error) {
 	}
 	n.gateway.Attach(n.engine)
 	return register(n.registry, n.gateway.Collectors(), metrics.Collectors(), n.log.Collectors())
+}
+
+// hosts returns the names that the gateway answers to; none means any.
+func (n *Node) hosts() []string {
+	if len(n.cfg.Hosts) > 0 {
+		return n.cfg.Hosts
+	}
+	if a, ok := n.listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return []string{"localhost"}
+	}
+	return nil
 }
 
 // openShards brings up the shards. From here on the engine leads what this node owns.

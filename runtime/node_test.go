@@ -76,6 +76,38 @@ func TestNodeRunsOwnClasses(t *testing.T) {
 	}
 }
 
+// TestForeignHostOnLoopback is DNS rebinding: the page's own name means 127.0.0.1 now.
+func TestForeignHostOnLoopback(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		listen string
+		hosts  []string
+		want   int
+	}{
+		{"127.0.0.1:0", nil, http.StatusMisdirectedRequest},
+		{"127.0.0.1:0", []string{"app.test"}, http.StatusMisdirectedRequest},
+		{"127.0.0.1:0", []string{"evil.test"}, http.StatusOK},
+		{"127.0.0.1:0", []string{"*"}, http.StatusOK},
+		{"0.0.0.0:0", nil, http.StatusOK},
+		{"0.0.0.0:0", []string{"app.test"}, http.StatusMisdirectedRequest},
+	} {
+		n := start(t, runtime.Config{Data: t.TempDir(), Listen: c.listen, Hosts: c.hosts, Shards: 1})
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.Addr()+"/objects/greeter/door/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = "evil.test:8787"
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.want {
+			t.Errorf("on %s with hosts %v: %s, want %d", c.listen, c.hosts, resp.Status, c.want)
+		}
+	}
+}
+
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

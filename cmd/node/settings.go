@@ -26,10 +26,11 @@ type settings struct {
 	LogLevel    slog.Level `json:"logLevel"`
 	LogFormat   string     `json:"logFormat"`
 	DebugListen string     `json:"debugListen"`
+	Hosts       list       `json:"hosts"`
+	Origins     list       `json:"origins"`
 
 	// Only in the file: what a cluster is born with, and what is set once.
 	Shards       int      `json:"shards"`
-	Origins      []string `json:"origins"`
 	MaxBodyBytes int64    `json:"maxBodyBytes"`
 	IdleAfter    duration `json:"idleAfter"`
 	StopTimeout  duration `json:"stopTimeout"`
@@ -73,6 +74,8 @@ func (s *settings) flags() *flag.FlagSet {
 	f.TextVar(&s.LogLevel, "log-level", s.LogLevel, "log from this `level` on: debug, info, warn or error")
 	f.StringVar(&s.LogFormat, "log-format", s.LogFormat, "log as text or json")
 	f.StringVar(&s.DebugListen, "debug-listen", s.DebugListen, "serve Go's profiles (/debug/pprof) on this `address`; keep it private (default: not at all)")
+	f.Var(&s.Hosts, "hosts", "answer to these `names`, separated by commas; * is any (default: localhost and IP addresses on loopback, otherwise any)")
+	f.Var(&s.Origins, "origins", "let web pages of these foreign `origins` open WebSockets, call methods and create objects")
 	f.BoolVar(&s.version, "version", false, "print the version and exit")
 	return f
 }
@@ -181,6 +184,23 @@ func usage(w io.Writer) {
 	b.WriteString("  --help                         print this and exit\n")
 	b.WriteString("\nEach flag has an environment variable: --log-dir is HOLDFAST_LOG_DIR.\nFlags win over the environment, the environment over the file.\n")
 	_, _ = io.WriteString(w, b.String())
+}
+
+// A list is written with commas as a flag, and as an array in the file.
+type list []string
+
+// String implements [flag.Value].
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+// Set implements [flag.Value].
+func (l *list) Set(text string) error {
+	*l = nil
+	for item := range strings.SplitSeq(text, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*l = append(*l, item)
+		}
+	}
+	return nil
 }
 
 // A duration is a time.Duration that is written "10s".

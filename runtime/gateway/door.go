@@ -55,6 +55,10 @@ func (g *Gateway) serve(a *answer, r *http.Request) {
 		// reads what a handler left.
 		r.Body = g.newBody(a.ResponseWriter, r.Body)
 	}
+	if !g.hosts.allow(r.Host) {
+		a.fail(errForeignHost(r.Host))
+		return
+	}
 	path := r.URL.EscapedPath()
 	if route, ok := parseRoute(path); ok {
 		if err := g.object(a, r, route); err != nil {
