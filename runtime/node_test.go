@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-run/holdfast/runtime"
 	"github.com/holdfast-run/holdfast/runtime/durable"
 )
@@ -40,7 +43,20 @@ func (*greeter) rest(ctx context.Context, _ *durable.Tx, _ durable.None) (durabl
 	return durable.None{}, ctx.Err()
 }
 
-func (*greeter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *http.Request) error {
+func (*greeter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	if r.URL.Path == "/websocket" {
+		for name, value := range map[string]string{
+			"Set-Cookie": "guest=7", "X-Room": "hall", // wanted
+			"Connection": "close", "Sec-Websocket-Accept": "nonsense", "Content-Length": "5", "Transfer-Encoding": "chunked", // not its business
+		} {
+			w.Header().Set(name, value)
+		}
+		ws, err := tx.Accept(durable.AcceptOptions{})
+		if err != nil {
+			return err
+		}
+		return ws.Send(durable.Text("welcome"))
+	}
 	_, err := io.WriteString(w, "last was "+lastGuest.Get(tx))
 	return err
 }
@@ -73,6 +89,34 @@ func TestNodeRunsOwnClasses(t *testing.T) {
 	before, err = greet.Call(t.Context(), greeterClass.Named(n, "door"), "bob")
 	if err != nil || before != "ada" {
 		t.Errorf("after a restart: %q, error %v", before, err)
+	}
+}
+
+func TestHandshakeCarriesTheObjectsHeader(t *testing.T) {
+	t.Parallel()
+	n := start(t, runtime.Config{Data: t.TempDir(), Listen: "127.0.0.1:0", Shards: 1})
+	ws, resp, err := websocket.Dial(t.Context(), "ws://"+n.Addr()+"/objects/greeter/door/websocket", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ws.CloseNow() }()
+	resp.Header.Del("Date")
+	resp.Header.Del("Sec-Websocket-Accept") // was right, or Dial had failed
+	want := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Set-Cookie": {"guest=7"}, "X-Room": {"hall"}}
+	if diff := cmp.Diff(want, resp.Header); diff != "" {
+		t.Errorf("the handshake's header (-want +got):\n%s", diff)
+	}
+	if _, text, err := ws.Read(t.Context()); err != nil || string(text) != "welcome" {
+		t.Errorf("read %q, %v", text, err)
+	}
+	// Without the means for a WebSocket nothing of it is left in the refusal.
+	refused, err := http.Get("http://" + n.Addr() + "/objects/greeter/door/websocket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused.Body.Close()
+	if refused.StatusCode < 400 || refused.Header.Get("X-Room") != "" {
+		t.Errorf("an ordinary request got %s with %v", refused.Status, refused.Header)
 	}
 }
 

@@ -43,8 +43,9 @@ type Dispatcher interface {
 	// Class returns the facts about a class, and whether there is one of that name.
 	Class(name string) (host.ClassInfo, bool)
 	// Serve runs a fetch event. If it returns nil and the zero Upgrade, the response
-	// has been written to w. With a socket in the Upgrade nothing was written,
-	// [Gateway.Accept] has been called, and the handshake is ours. With an error
+	// has been written to w. With a socket in the Upgrade nothing was written but w's header
+	// has what the object wants in the handshake's answer, [Gateway.Accept] has been called, and the
+	// handshake is ours. With an error
 	// nothing was written, unless it matches [http.ErrAbortHandler].
 	Serve(ctx context.Context, to host.Ref, w http.ResponseWriter, r *http.Request) (host.Upgrade, error)
 	// Call runs a method; arguments and reply are JSON.
