@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,12 +22,13 @@ import (
 )
 
 // shards are the replicas that a node holds, and what they share: the watch over the
-// disks, and the flusher.
+// disks, the flusher, and the scrubber.
 type shards struct {
-	disk    *shard.Disk
-	flusher *replica.Flusher
-	metrics *replica.Metrics
-	list    []*shard.Shard // by ID; nil where it could not be opened
+	disk     *shard.Disk
+	flusher  *replica.Flusher
+	scrubber *shard.Scrubber
+	metrics  *replica.Metrics
+	list     []*shard.Shard // by ID; nil where it could not be opened
 }
 
 // openShards opens all shards at once: each waits for its own file.
@@ -36,10 +38,11 @@ func openShards(ctx context.Context, cfg Config, d *dirs, table placement.Table,
 		return nil, err
 	}
 	s := &shards{
-		disk:    disk,
-		flusher: replica.NewFlusher(replica.FlusherConfig{Logger: cfg.Logger}), //nolint:contextcheck // it lives until stop
-		metrics: replica.NewMetrics(),
-		list:    make([]*shard.Shard, table.Shards()),
+		disk:     disk,
+		flusher:  replica.NewFlusher(replica.FlusherConfig{Logger: cfg.Logger}), //nolint:contextcheck // it lives until stop
+		scrubber: shard.NewScrubber(shard.ScrubberConfig{Logger: cfg.Logger}),   //nolint:contextcheck // it lives until stop
+		metrics:  replica.NewMetrics(),
+		list:     make([]*shard.Shard, table.Shards()),
 	}
 	errs := make([]error, len(s.list))
 	var wg sync.WaitGroup
@@ -53,6 +56,7 @@ func openShards(ctx context.Context, cfg Config, d *dirs, table placement.Table,
 				Transport: transport.NewLocal(raft.ServerAddress(d.id.Node)),
 				Flusher:   s.flusher,
 				Disk:      s.disk,
+				Scrubber:  s.scrubber,
 				Lead: func(ctx context.Context, id placement.ShardID, store *shard.Store) {
 					e.Lead(ctx, id, store)
 				},
@@ -85,13 +89,14 @@ func (s *shards) stop(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
+	s.scrubber.Stop()
 	s.flusher.Stop()
 	s.disk.Stop()
 	return errors.Join(errs...)
 }
 
 func (s *shards) collectors() []prometheus.Collector {
-	return append(s.metrics.Collectors(), s.disk.Collectors()...)
+	return slices.Concat(s.metrics.Collectors(), s.disk.Collectors(), s.scrubber.Collectors())
 }
 
 func (s *shards) status() []console.Shard {

@@ -32,6 +32,7 @@ type Config struct {
 	Transport replica.Transport
 	Flusher   *replica.Flusher // the node's; nil: the state is flushed by Stop only
 	Disk      *Disk            // the node's; nil: never full
+	Scrubber  *Scrubber        // the node's; nil: the state's file is not looked after
 
 	// Join makes a shard without any state wait for the leader of an existing group. Otherwise
 	// it founds a new one.
@@ -52,6 +53,8 @@ type Shard struct {
 	id      placement.ShardID
 	machine *storage.Machine
 	replica *replica.Replica
+
+	unscrub func()
 
 	stop    sync.Once
 	stopErr error
@@ -94,6 +97,7 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 	if err != nil {
 		return nil, errors.Join(err, machine.Close())
 	}
+	s.unscrub = cfg.Scrubber.add(s)
 	return s, nil
 }
 
@@ -128,6 +132,7 @@ func (s *Shard) Applied() (applied, durable uint64) {
 // durable in the state's file, and closes it. It may be called twice.
 func (s *Shard) Stop(ctx context.Context) error {
 	s.stop.Do(func() {
+		s.unscrub()
 		s.stopErr = errors.Join(s.replica.Stop(ctx), s.machine.Close())
 	})
 	return s.stopErr
