@@ -2,14 +2,12 @@ package runtime
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
-	"github.com/holdfast-run/holdfast/runtime/durable"
 )
 
 // Config says how a [Node] is built. Every zero value means the default given.
@@ -77,7 +75,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) check(defs []durable.Definition) error {
+func (c Config) check() error {
 	if c.Shards != 0 {
 		if _, err := placement.Even(c.Shards); err != nil {
 			return err
@@ -85,11 +83,6 @@ func (c Config) check(defs []durable.Definition) error {
 	}
 	if c.MaxBodyBytes < 0 || c.IdleAfter < 0 || c.StopTimeout < 0 {
 		return errors.New("a limit or a time is negative")
-	}
-	for _, d := range defs {
-		if needs := d.Info().Needs; len(needs) > 0 {
-			return fmt.Errorf("class %q needs the binding %q, which is not configured", d.Name(), needs[0])
-		}
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ type Node struct {
 // up; afterwards ctx means nothing to the node.
 func Start(ctx context.Context, cfg Config, classes ...durable.Definition) (*Node, error) {
 	cfg = cfg.withDefaults()
-	if err := cfg.check(classes); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	n := &Node{cfg: cfg, classes: classes, started: time.Now(), registry: newRegistry()}

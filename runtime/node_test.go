@@ -174,7 +174,6 @@ func TestStartRefuses(t *testing.T) {
 		"a negative time":     {cfg: runtime.Config{StopTimeout: -1}, want: "is negative"},
 		"a bad origin":        {cfg: runtime.Config{Origins: []string{"http://["}}, want: "origin"},
 		"a class twice":       {classes: []durable.Definition{greeterDefinition, greeterDefinition}, want: `class "greeter" is defined twice`},
-		"a missing binding":   {classes: []durable.Definition{greeterDefinition.Needs(durable.Binding[int]("archive"))}, want: `needs the binding "archive"`},
 		"an ended context":    {ctx: canceled, want: "changed my mind"},
 	} {
 		t.Run(name, func(t *testing.T) {
