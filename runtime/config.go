@@ -2,14 +2,12 @@ package runtime
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
-	"github.com/holdfast-run/holdfast/runtime/durable"
 )
 
 // Config says how a [Node] is built. Every zero value means the default given.
@@ -28,6 +26,11 @@ type Config struct {
 	Listen string
 	// Listener is used instead of Listen if it is not nil. The node closes it.
 	Listener net.Listener
+	// Hosts lists the names under which clients may address the node, without ports
+	// ("app.example.com", "*.example.com", or "*" for any). IP addresses and localhost are always
+	// fine. By default a node that listens on loopback has no further name, so that no web page can
+	// pass itself off as the node's own by DNS rebinding; any other node answers to every name.
+	Hosts []string
 	// Origins lists the foreign origins whose pages may open WebSockets, call methods and
 	// create objects: hosts ("app.example.com", "*.example.com") or origins with their
 	// scheme. The node's own pages always may.
@@ -80,7 +83,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) check(defs []durable.Definition) error {
+func (c Config) check() error {
 	if c.Shards != 0 {
 		if _, err := placement.Even(c.Shards); err != nil {
 			return err
@@ -92,11 +95,6 @@ func (c Config) check(defs []durable.Definition) error {
 	if c.Cluster != nil {
 		if err := c.Cluster.check(); err != nil {
 			return err
-		}
-	}
-	for _, d := range defs {
-		if needs := d.Info().Needs; len(needs) > 0 {
-			return fmt.Errorf("class %q needs the binding %q, which is not configured", d.Name(), needs[0])
 		}
 	}
 	return nil

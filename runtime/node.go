@@ -75,7 +75,7 @@ type Node struct {
 // up; afterwards ctx means nothing to the node.
 func Start(ctx context.Context, cfg Config, classes ...durable.Definition) (*Node, error) {
 	cfg = cfg.withDefaults()
-	if err := cfg.check(classes); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	n := &Node{cfg: cfg, classes: classes, started: time.Now(), registry: newRegistry()}
@@ -156,6 +156,7 @@ func (n *Node) buildEngine(context.Context) (err error) {
 		Other:          n.console(),
 		Logger:         n.cfg.Logger,
 		MaxBodyBytes:   n.cfg.MaxBodyBytes,
+		Hosts:          n.hosts(),
 		OriginPatterns: n.cfg.Origins,
 	})
 	if err != nil {
@@ -184,6 +185,17 @@ func (n *Node) buildEngine(context.Context) (err error) {
 		n.gateway.Attach(n.engine)
 	}
 	return register(n.registry, n.gateway.Collectors(), metrics.Collectors(), n.log.Collectors())
+}
+
+// hosts returns the names that the gateway answers to; none means any.
+func (n *Node) hosts() []string {
+	if len(n.cfg.Hosts) > 0 {
+		return n.cfg.Hosts
+	}
+	if a, ok := n.listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return []string{"localhost"}
+	}
+	return nil
 }
 
 // openShards brings up the shards, once the table says which. From here on the engine leads

@@ -23,10 +23,11 @@ import (
 // that it has still to give up. The goroutine of follow opens and drops them as the table
 // changes; each replica has one more, which steers it.
 type shards struct {
-	node    *Node
-	disk    *shard.Disk
-	flusher *replica.Flusher
-	metrics *replica.Metrics
+	node     *Node
+	disk     *shard.Disk
+	flusher  *replica.Flusher
+	scrubber *shard.Scrubber
+	metrics  *replica.Metrics
 
 	mu   sync.Mutex // guards held
 	held map[placement.ShardID]*holding
@@ -50,11 +51,12 @@ func newShards(n *Node) (*shards, error) {
 		return nil, err
 	}
 	return &shards{
-		node:    n,
-		disk:    disk,
-		flusher: replica.NewFlusher(replica.FlusherConfig{Logger: n.cfg.Logger}),
-		metrics: replica.NewMetrics(),
-		held:    make(map[placement.ShardID]*holding),
+		node:     n,
+		disk:     disk,
+		flusher:  replica.NewFlusher(replica.FlusherConfig{Logger: n.cfg.Logger}),
+		scrubber: shard.NewScrubber(shard.ScrubberConfig{Logger: n.cfg.Logger}),
+		metrics:  replica.NewMetrics(),
+		held:     make(map[placement.ShardID]*holding),
 	}, nil
 }
 
@@ -131,6 +133,7 @@ func (s *shards) openOne(ctx context.Context, id placement.ShardID, record place
 		Transport: n.raft(shard.Group(id)),
 		Flusher:   s.flusher,
 		Disk:      s.disk,
+		Scrubber:  s.scrubber,
 		Join:      !n.founds(record),
 		Lead:      n.lead,
 		OnFatal:   n.cfg.OnFatal,
@@ -328,12 +331,13 @@ func (s *shards) stop(ctx context.Context) error {
 
 // close stops what the replicas share.
 func (s *shards) close() {
+	s.scrubber.Stop()
 	s.flusher.Stop()
 	s.disk.Stop()
 }
 
 func (s *shards) collectors() []prometheus.Collector {
-	return append(s.metrics.Collectors(), s.disk.Collectors()...)
+	return slices.Concat(s.metrics.Collectors(), s.disk.Collectors(), s.scrubber.Collectors())
 }
 
 func (s *shards) status() []console.Shard {

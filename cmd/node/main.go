@@ -113,6 +113,7 @@ func (s settings) node(logger *slog.Logger) runtime.Config {
 		Data:         s.Data,
 		Log:          s.LogDir,
 		Shards:       s.Shards,
+		Hosts:        s.Hosts,
 		Origins:      s.Origins,
 		MaxBodyBytes: s.MaxBodyBytes,
 		IdleAfter:    time.Duration(s.IdleAfter),

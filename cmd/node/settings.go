@@ -26,6 +26,8 @@ type settings struct {
 	LogLevel    slog.Level `json:"logLevel"`
 	LogFormat   string     `json:"logFormat"`
 	DebugListen string     `json:"debugListen"`
+	Hosts       list       `json:"hosts"`
+	Origins     list       `json:"origins"`
 
 	SecretFile      string `json:"clusterSecretFile"`
 	ClusterListen   string `json:"clusterListen"`
@@ -41,7 +43,6 @@ type settings struct {
 
 	// Only in the file: what a cluster is born with, and what is set once.
 	Shards       int      `json:"shards"`
-	Origins      []string `json:"origins"`
 	MaxBodyBytes int64    `json:"maxBodyBytes"`
 	IdleAfter    duration `json:"idleAfter"`
 	StopTimeout  duration `json:"stopTimeout"`
@@ -96,6 +97,8 @@ func (s *settings) flags() *flag.FlagSet {
 	f.StringVar(&s.CertificateFile, "cluster-cert-file", s.CertificateFile, "prove the node to others with the certificate in this `file` instead of one made from the secret")
 	f.StringVar(&s.KeyFile, "cluster-key-file", s.KeyFile, "the certificate's key `file`")
 	f.StringVar(&s.AuthoritiesFile, "cluster-ca-file", s.AuthoritiesFile, "the `file` of the authorities that prove other nodes")
+	f.Var(&s.Hosts, "hosts", "answer to these `names`, separated by commas; * is any (default: localhost and IP addresses on loopback, otherwise any)")
+	f.Var(&s.Origins, "origins", "let web pages of these foreign `origins` open WebSockets, call methods and create objects")
 	f.BoolVar(&s.version, "version", false, "print the version and exit")
 	return f
 }
@@ -213,16 +216,18 @@ func usage(w io.Writer) {
 	_, _ = io.WriteString(w, b.String())
 }
 
-// A list is several values with commas between them. Set replaces it.
+// A list is written with commas as a flag, and as an array in the file.
 type list []string
 
+// String implements [flag.Value].
 func (l *list) String() string { return strings.Join(*l, ",") }
 
+// Set implements [flag.Value].
 func (l *list) Set(text string) error {
 	*l = nil
-	for part := range strings.SplitSeq(text, ",") {
-		if part = strings.TrimSpace(part); part != "" {
-			*l = append(*l, part)
+	for item := range strings.SplitSeq(text, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*l = append(*l, item)
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 const (
 	codeMethodNotAllowed host.Code = "method_not_allowed"
 	codeForbidden        host.Code = "forbidden"
+	codeMisdirected      host.Code = "misdirected"
 	codeTimeout          host.Code = "timeout"
 	codeUpgradeRequired  host.Code = "upgrade_required"
 )
@@ -33,6 +34,8 @@ func statusOf(code host.Code) int {
 		return http.StatusBadRequest
 	case codeForbidden:
 		return http.StatusForbidden
+	case codeMisdirected:
+		return http.StatusMisdirectedRequest
 	case host.CodeUnknownClass, host.CodeUnknownMethod, host.CodeNotFound:
 		return http.StatusNotFound
 	case codeMethodNotAllowed:

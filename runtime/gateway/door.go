@@ -55,6 +55,10 @@ func (g *Gateway) serve(a *answer, r *http.Request) {
 		// reads what a handler left.
 		r.Body = g.newBody(a.ResponseWriter, r.Body)
 	}
+	if !g.hosts.allow(r.Host) {
+		a.fail(errForeignHost(r.Host))
+		return
+	}
 	path := r.URL.EscapedPath()
 	if route, ok := parseRoute(path); ok {
 		if err := g.object(a, r, route); err != nil {
@@ -162,6 +166,7 @@ func (g *Gateway) fetch(a *answer, r *http.Request, to host.Ref, rest string) er
 	}
 	if up.Socket != 0 {
 		g.Hub.Abandon(to.ID, up.Socket)
+		clear(a.Header())
 		return host.Errorf(codeUpgradeRequired, "this is a WebSocket's address: the request must ask for an upgrade")
 	}
 	return nil
@@ -192,6 +197,7 @@ func (g *Gateway) upgrade(a *answer, r *http.Request, to host.Ref, rest string) 
 	}
 	err = g.Hub.Adopt(a.ResponseWriter, r, to.ID, up)
 	if errors.Is(err, socket.ErrNoSocket) {
+		clear(a.Header())
 		return host.Errorf(host.CodeUnavailable, "the socket was closed before its handshake")
 	}
 	a.status = http.StatusSwitchingProtocols

@@ -43,8 +43,9 @@ type Dispatcher interface {
 	// Class returns the facts about a class, and whether there is one of that name.
 	Class(name string) (host.ClassInfo, bool)
 	// Serve runs a fetch event. If it returns nil and the zero Upgrade, the response
-	// has been written to w. With a socket in the Upgrade nothing was written,
-	// [Gateway.Accept] has been called, and the handshake is ours. With an error
+	// has been written to w. With a socket in the Upgrade nothing was written but w's header
+	// has what the object wants in the handshake's answer, [Gateway.Accept] has been called, and the
+	// handshake is ours. With an error
 	// nothing was written, unless it matches [http.ErrAbortHandler].
 	Serve(ctx context.Context, to host.Ref, w http.ResponseWriter, r *http.Request) (host.Upgrade, error)
 	// Call runs a method; arguments and reply are JSON.
@@ -69,6 +70,12 @@ type Config struct {
 	MaxBodyBytes      int64         // 413 beyond it; 100 MiB
 	BufferBytes       int           // bodies up to this are read before the event starts; 1 MiB
 	MaxConns          int           // open connections, sockets included; further ones are closed at once; 262,144
+	MaxConnsPerClient int           // the same for one client: an IPv4 address or an IPv6 /64. Loopback is not counted; 16,384
+
+	// Hosts lists the names under which clients may address this node, without ports
+	// ("app.example.com", "*.example.com"). IP addresses and localhost are always fine. Empty
+	// means any name, which is right only where a web page of that name could do no harm.
+	Hosts []string
 
 	// OriginPatterns lists the foreign origins whose pages may open sockets, call methods
 	// and create objects: hosts ("app.example.com", "*.example.com") or origins with
@@ -88,6 +95,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxBodyBytes, 100<<20)
 	setDefault(&c.BufferBytes, 1<<20)
 	setDefault(&c.MaxConns, 1<<18)
+	setDefault(&c.MaxConnsPerClient, 1<<14)
 	if c.Ready == nil {
 		c.Ready = func() error { return nil }
 	}
@@ -118,7 +126,9 @@ type Gateway struct {
 	cfg     Config
 	log     *slog.Logger
 	to      Dispatcher
+	hosts   hosts
 	origins origins
+	clients *clients
 	refs    *refCache
 	metrics *metrics
 	server  *http.Server
@@ -127,6 +137,10 @@ type Gateway struct {
 // New returns a gateway that serves nobody yet. The error says which setting is wrong.
 func New(cfg Config) (*Gateway, error) {
 	cfg = cfg.withDefaults()
+	hosts, err := parseHosts(cfg.Hosts)
+	if err != nil {
+		return nil, err
+	}
 	origins, err := parseOrigins(cfg.OriginPatterns)
 	if err != nil {
 		return nil, err
@@ -136,7 +150,9 @@ func New(cfg Config) (*Gateway, error) {
 		Hub:     socket.New(cfg.Sockets),
 		cfg:     cfg,
 		log:     cfg.Logger,
+		hosts:   hosts,
 		origins: origins,
+		clients: newClients(cfg.MaxConns, cfg.MaxConnsPerClient),
 		refs:    newRefCache(),
 		metrics: newMetrics(),
 	}

@@ -477,8 +477,78 @@ func TestConnectionLimit(t *testing.T) {
 	if got, err := io.ReadAll(dial(t, addr)); len(got) > 0 {
 		t.Errorf("the second connection got %q %v", got, err)
 	}
-	if n := g.metrics.conns.Load(); n != 1 {
-		t.Errorf("%d connections are counted", n)
+	g.clients.mu.Lock()
+	defer g.clients.mu.Unlock()
+	if g.clients.all != 1 {
+		t.Errorf("%d connections are counted", g.clients.all)
+	}
+}
+
+func TestConnectionsOfOneClient(t *testing.T) {
+	t.Parallel()
+	from := func(ip string) client { return clientOf(&net.TCPAddr{IP: net.ParseIP(ip), Port: 1}) }
+	c := newClients(5, 2)
+	for i, step := range []struct{ ip, want string }{
+		{"192.0.2.1", ""},
+		{"::ffff:192.0.2.1", ""}, // the same
+		{"192.0.2.1", limitClient},
+		{"2001:db8::1", ""},
+		{"2001:db8::2", ""},
+		{"2001:db8::ffff:0:0:3", limitClient}, // of the same subscriber
+		{"127.0.0.1", ""},
+		{"127.0.0.1", limitNode},
+	} {
+		if got := c.enter(from(step.ip)); got != step.want {
+			t.Errorf("%d: %s is limited by %q, want %q", i, step.ip, got, step.want)
+		}
+	}
+	for _, ip := range []string{"192.0.2.1", "192.0.2.1", "2001:db8::9", "2001:db8::1", "::1"} {
+		c.leave(from(ip))
+	}
+	if c.all != 0 || len(c.each) != 0 {
+		t.Errorf("when all have left, %d of %v are counted", c.all, c.each)
+	}
+	if from("::1") != (client{}) || clientOf(&net.UnixAddr{}) != (client{}) {
+		t.Error("loopback or a socket without an address is counted")
+	}
+}
+
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	g := attached(t, &fake{}, Config{Hosts: []string{"app.test", "*.Example.com"}})
+	for authority, want := range map[string]int{
+		"localhost":            200,
+		"LOCALHOST.:8787":      200,
+		"chat.localhost:8787":  200,
+		"127.0.0.1:8787":       200,
+		"192.0.2.1":            200,
+		"[::1]:8787":           200,
+		"[::1]":                200,
+		"":                     200,
+		"app.test:8787":        200,
+		"www.example.COM":      200,
+		"evil.test":            421,
+		"evil.test:8787":       421,
+		"127.0.0.1.evil.test":  421,
+		"localhost.evil.test":  421,
+		"xlocalhost":           421,
+		"example.com":          421,
+		"app.test.evil.test":   421,
+		"www.example.com.evil": 421,
+		"[evil.test]":          421,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
+		r.Host = authority
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		if w.Code != want || want == 421 && !strings.Contains(w.Body.String(), `"misdirected"`) {
+			t.Errorf("Host %q: %d %s, want %d", authority, w.Code, w.Body, want)
+		}
+	}
+	for _, pattern := range []string{"", "[", "http://app.test", "app.test:80"} {
+		if _, err := New(Config{Hosts: []string{pattern}}); err == nil {
+			t.Errorf("the pattern %q was accepted", pattern)
+		}
 	}
 }
 

@@ -38,7 +38,6 @@ type segment struct {
 	batch     storage.Batch
 	begun     bool  // the batch has its header
 	confirmed bool  // a write in it must be waited for
-	cleared   bool  // it empties the object
 	wiped     bool  // it removes the object
 	sends     bool  // it sends something to sockets
 	due       int64 // the earliest alarm set in it, Unix milliseconds; 0 if none
@@ -193,7 +192,7 @@ func (t *turn) revert(to segment) {
 		t.batch.Truncate(to.batch.Size())
 	}
 	t.begun, t.confirmed, t.due = to.begun, to.confirmed, to.due
-	t.cleared, t.wiped, t.sends = to.cleared, to.wiped, to.sends
+	t.wiped, t.sends = to.wiped, to.sends
 }
 
 // check panics if the turn may not be used now.
@@ -217,7 +216,7 @@ func (t *turn) begin(grows bool, unconfirmed bool) {
 	}
 	if !t.begun {
 		t.batch.Reset(o.ref.ID)
-		t.begun, t.confirmed, t.cleared, t.wiped, t.due = true, false, false, false, 0
+		t.begun, t.confirmed, t.wiped, t.due = true, false, false, 0
 	}
 	if !s.exists || (o.ref.Named && !s.named) {
 		was := [2]bool{s.exists, s.named}
@@ -290,7 +289,6 @@ func (t *turn) DeleteAll() {
 	}
 	t.begin(false, false)
 	t.batch.Clear()
-	t.cleared = true
 	t.undos = append(t.undos, t.o.state.clear(t.batchSeq()))
 }
 

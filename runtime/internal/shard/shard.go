@@ -33,6 +33,7 @@ type Config struct {
 	Flusher   *replica.Flusher // the node's; nil: the state is flushed by Stop only
 	Snapshots *replica.Limiter // the node's; nil: any number of snapshots is sent at a time
 	Disk      *Disk            // the node's; nil: never full
+	Scrubber  *Scrubber        // the node's; nil: the state's file is not looked after
 
 	// Join makes a shard without any state wait for the leader of an existing group. Otherwise
 	// it founds a new one.
@@ -56,6 +57,8 @@ type Shard struct {
 	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
+
+	unscrub func()
 
 	stop    sync.Once
 	stopErr error
@@ -108,6 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 	if err != nil {
 		return nil, errors.Join(err, machine.Close())
 	}
+	s.unscrub = cfg.Scrubber.add(s)
 	return s, nil
 }
 
@@ -148,6 +152,7 @@ func (s *Shard) Applied() (applied, durable uint64) {
 // durable in the state's file, and closes it. It may be called twice.
 func (s *Shard) Stop(ctx context.Context) error {
 	s.stop.Do(func() {
+		s.unscrub()
 		s.stopErr = errors.Join(s.replica.Stop(ctx), s.machine.Close())
 	})
 	return s.stopErr
