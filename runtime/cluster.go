@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/placement/membership"
 	"github.com/holdfast-run/holdfast/runtime/internal/engine"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 	"github.com/holdfast-run/holdfast/runtime/internal/replica"
@@ -37,6 +38,7 @@ type cluster struct {
 	proof   credentials
 	network *transport.Network
 	router  *router.Router
+	gossip  *membership.Membership
 	joined  []placement.Node // the members, if the node has just joined
 
 	mu      sync.Mutex // guards refused
@@ -220,10 +222,15 @@ func (c *cluster) wrap(cfg *engine.Config) {
 }
 
 // attach puts the router between gateway and engine, and begins to answer other nodes.
-func (c *cluster) attach() {
+func (c *cluster) attach(ctx context.Context) error {
 	c.router.Attach(c.node.engine)
 	c.node.gateway.Attach(dispatcher{c.router, c.node.engine})
 	c.serve()
+	self, err := c.node.self()
+	if err != nil {
+		return err
+	}
+	return c.startGossip(ctx, self)
 }
 
 // A dispatcher finds the objects that the gateway's requests and messages are for.
@@ -239,8 +246,77 @@ type events interface {
 	SocketFailed(to host.Ref, f *host.SocketError)
 }
 
+// startGossip begins to look for the other nodes, and to be seen by them.
+func (c *cluster) startGossip(ctx context.Context, self placement.Node) error {
+	listener, err := c.cfg.Network.Listen(ctx, c.cfg.Gossip)
+	if err != nil {
+		return fmt.Errorf("listen for gossip on %s: %w", c.cfg.Gossip, socketReason(err))
+	}
+	packets, err := c.cfg.Network.ListenPacket(ctx, listener.Addr().String())
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for gossip on %s: %w", c.cfg.Gossip, socketReason(err)), listener.Close())
+	}
+	advertise, err := lookUp(ctx, self.Gossip)
+	if err != nil {
+		return errors.Join(err, listener.Close(), packets.Close())
+	}
+	c.gossip, err = membership.Open(membership.Config{
+		Self:        membership.Member{ID: self.ID, Addr: self.Addr, Zone: self.Zone, Version: self.Version},
+		Cluster:     c.node.dirs.id.Cluster,
+		Advertise:   advertise,
+		Transport:   membership.NewTransport(packets, listener, c.cfg.Network.Dial),
+		Keys:        c.secret.GossipKeys(),
+		Incarnation: c.node.dirs.incarnation(),
+		Known:       c.known,
+		OnEvent: func(e membership.Event) {
+			if e.Kind == membership.Failed {
+				c.node.topology.Suspect(e.ID)
+			}
+		},
+		Logger: c.node.cfg.Logger,
+	})
+	return err
+}
+
+// known returns the nodes that should gossip with this one.
+func (c *cluster) known() map[placement.NodeID]string {
+	known := make(map[placement.NodeID]string)
+	for _, n := range c.node.topology.State().Present() {
+		if n.Gossip != "" && n.ID != c.node.dirs.id.Node {
+			known[n.ID] = n.Gossip
+		}
+	}
+	return known
+}
+
+// lookUp returns an address with its host as a number.
+func lookUp(ctx context.Context, addr string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddrPort(addr); err == nil {
+		return a, nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("the port of %q is no number", addr)
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("find the advertised address %s: %w", addr, err)
+	}
+	return netip.AddrPortFrom(ips[0].Unmap(), uint16(n)), nil
+}
+
 // stop ends what connects the node with others.
 func (c *cluster) stop(ctx context.Context) {
+	if c.gossip != nil {
+		err := errors.Join(c.gossip.Leave(), c.gossip.Stop())
+		if err != nil {
+			c.node.cfg.Logger.Debug("the gossip did not end in good order", slog.Any("error", err))
+		}
+	}
 	if c.network == nil {
 		return
 	}
@@ -347,7 +423,10 @@ const leavePoll = 10 * time.Millisecond
 // three of them on every node: the new secret below the old one, above it, and alone.
 func (n *Node) ReloadSecret() error {
 	if n.cluster == nil {
-		return os.ErrInvalid
+		return errors.New("the node runs alone, without a secret")
 	}
-	return errors.Join(n.cluster.secret.Reload(), n.cluster.proof.Reload())
+	if err := errors.Join(n.cluster.secret.Reload(), n.cluster.proof.Reload()); err != nil {
+		return err
+	}
+	return n.cluster.gossip.Rotate(n.cluster.secret.GossipKeys())
 }

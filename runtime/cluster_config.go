@@ -46,6 +46,7 @@ type Cluster struct {
 // A Network is where a node listens and dials.
 type Network interface {
 	Listen(ctx context.Context, addr string) (net.Listener, error)
+	ListenPacket(ctx context.Context, addr string) (net.PacketConn, error)
 	Dial(ctx context.Context, addr string) (net.Conn, error)
 }
 
@@ -152,6 +153,11 @@ type machine struct{}
 func (machine) Listen(ctx context.Context, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	return lc.Listen(ctx, "tcp", addr)
+}
+
+func (machine) ListenPacket(ctx context.Context, addr string) (net.PacketConn, error) {
+	var lc net.ListenConfig
+	return lc.ListenPacket(ctx, "udp", addr)
 }
 
 func (machine) Dial(ctx context.Context, addr string) (net.Conn, error) {

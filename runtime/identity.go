@@ -110,6 +110,9 @@ func (d *dirs) shards() string { return filepath.Join(d.data, shardsDir) }
 // table returns the file of the placement table.
 func (d *dirs) table() string { return filepath.Join(d.data, tableFile) }
 
+// incarnation returns the file that counts the node's lives in the gossip.
+func (d *dirs) incarnation() string { return filepath.Join(d.data, "gossip.incarnation") }
+
 // wal returns the directory of the log engine.
 func (d *dirs) wal() string { return filepath.Join(d.log, walDir) }
 

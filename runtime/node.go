@@ -149,7 +149,7 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 
 // buildEngine builds the engine and the gateway around each other: the gateway hands
 // requests to the engine, the engine hands what leaves the sockets' objects to the gateway.
-func (n *Node) buildEngine(context.Context) (err error) {
+func (n *Node) buildEngine(ctx context.Context) (err error) {
 	n.gateway, err = gateway.New(gateway.Config{
 		Ready:          n.ready,
 		Metrics:        metricsHandler(n.registry),
@@ -180,7 +180,9 @@ func (n *Node) buildEngine(context.Context) (err error) {
 		return err
 	}
 	if n.cluster != nil {
-		n.cluster.attach()
+		if err := n.cluster.attach(ctx); err != nil {
+			return err
+		}
 	} else {
 		n.gateway.Attach(n.engine)
 	}

@@ -6,7 +6,10 @@
 //
 // It exits with status 0 after a stop in good order (SIGTERM or SIGINT), with 2 if it
 // was told something that makes no sense, and with 1 for everything else. A second
-// signal ends it at once.
+// signal ends it at once. SIGHUP makes it read the cluster's secret again.
+//
+// With a command in place of flags it asks a cluster that runs, or tells it what to do:
+// `node help` lists them.
 package main
 
 import (
@@ -97,13 +100,31 @@ func serve(ctx context.Context, s settings, logger *slog.Logger, stdout io.Write
 	if s.LogFormat == "text" {
 		welcome(stdout, node)
 	}
-	<-ctx.Done()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case <-reload:
+			reloadSecret(node, logger)
+		}
+	}
 	logger.Info("stopping", slog.String("why", context.Cause(ctx).Error()))
 	if err := node.Stop(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	logger.Info("stopped; everything acknowledged is on disk")
 	return nil
+}
+
+// reloadSecret is what SIGHUP asks for.
+func reloadSecret(node *runtime.Node, logger *slog.Logger) {
+	if err := node.ReloadSecret(); err != nil {
+		logger.Error("the cluster's secret is not read again", slog.String("reason", err.Error()))
+		return
+	}
+	logger.Info("the cluster's secret and certificates are read again")
 }
 
 func (s settings) node(logger *slog.Logger) runtime.Config {

@@ -32,13 +32,13 @@ const (
 	SettingReplicas  Setting = "replicas"   // of each shard: auto, or 1 to 7
 	SettingVoters    Setting = "voters"     // of the placement group, at most: auto (5), 1, 3, 5 or 7
 	SettingLostAfter Setting = "lost-after" // a node's absence until its replicas are made anew elsewhere; 10m
-	SettingMaxMoving Setting = "max-moving" // shards that change their replicas at once; 4
+	SettingMaxMoving Setting = "max-moving" // shards that change their replicas at once; 16
 )
 
 // Defaults and limits of the settings, and of the table.
 const (
 	DefaultLostAfter = 10 * time.Minute
-	DefaultMaxMoving = 4
+	DefaultMaxMoving = 16
 	DefaultVoters    = 5
 
 	maxReplicas  = 7

@@ -30,12 +30,12 @@ type web struct {
 }
 
 const (
-	maxStreams   = 1000            // requests at the same time on one connection
-	streamWindow = 128 << 10       // bytes of one request's body that nobody has read yet
-	connWindow   = 4<<20 - 1       // likewise of one connection: it takes 31 that stand still to hold up the others
-	replyWindow  = 512 << 10       // bytes of one answer's body
-	pingAfter    = 3 * time.Second // of silence
-	pingTimeout  = 3 * time.Second
+	maxStreams   = 1000        // requests at the same time on one connection
+	streamWindow = 128 << 10   // bytes of one request's body that nobody has read yet
+	connWindow   = 4<<20 - 1   // likewise of one connection: it takes 31 that stand still to hold up the others
+	replyWindow  = 512 << 10   // bytes of one answer's body
+	pingAfter    = time.Second // of silence; a peer that is frozen or cut off is given up after both
+	pingTimeout  = time.Second
 	headTimeout  = 10 * time.Second
 	smallBody    = 64 << 10 // a larger one goes on a connection for large ones
 	maxWebConns  = 8        // to one peer, of either kind
