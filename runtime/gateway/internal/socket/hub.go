@@ -129,7 +129,7 @@ func New(cfg Config) *Hub {
 	cfg = cfg.withDefaults()
 	h := &Hub{cfg: cfg, log: cfg.Logger}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	h.metrics = newMetrics(h)
+	h.metrics = newMetrics()
 	h.scratch.New = func() any { return new([scratchBytes]byte) }
 	h.writers.init(h)
 	h.pulse.init(h)
@@ -249,6 +249,7 @@ func (h *Hub) Sockets(id placement.ObjectID) []host.Socket {
 func (h *Hub) Accept(ref host.Ref, a host.Socket) {
 	s := &socket{hub: h, ref: ref, id: a.ID, tags: a.Tags, attachment: a.Attachment, accepted: a.Accepted}
 	h.open.Add(1)
+	h.metrics.open.WithLabelValues(ref.Class).Inc()
 	h.enter(s)
 	h.pulse.awaitHandshake(s)
 }
