@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-run/holdfast/placement/membership"
 	"github.com/holdfast-run/holdfast/runtime/internal/engine"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
+	"github.com/holdfast-run/holdfast/runtime/internal/relay"
 	"github.com/holdfast-run/holdfast/runtime/internal/replica"
 	"github.com/holdfast-run/holdfast/runtime/internal/router"
 	"github.com/holdfast-run/holdfast/runtime/internal/secret"
@@ -38,6 +39,7 @@ type cluster struct {
 	proof   credentials
 	network *transport.Network
 	router  *router.Router
+	relay   *relay.Relay
 	gossip  *membership.Membership
 	joined  []placement.Node // the members, if the node has just joined
 
@@ -180,6 +182,9 @@ func (c *cluster) peerGone(peer placement.NodeID) {
 	if s := c.node.shards; s != nil {
 		s.peerGone(peer)
 	}
+	if c.relay != nil {
+		c.relay.Gone(peer)
+	}
 }
 
 // refusedFor is how long a node is not given anything after its process was gone.
@@ -209,22 +214,52 @@ func (n *Node) raft(group uint64) replica.Transport {
 	return n.cluster.network.Raft(group)
 }
 
-// wrap makes the router, and gives it to the engine as its way to objects elsewhere.
-func (c *cluster) wrap(cfg *engine.Config) {
+// wrap makes router and relay, and gives them to the engine as its ways to objects and
+// sockets elsewhere.
+func (c *cluster) wrap(cfg *engine.Config) (err error) {
+	n := c.node
 	c.router = router.New(router.Config{
-		Self:    c.node.dirs.id.Node,
-		Table:   c.node.table,
-		Owners:  c.node.shards,
+		Self:    n.dirs.id.Node,
+		Table:   n.table,
+		Owners:  n.shards,
 		Network: c.network,
-		Logger:  c.node.cfg.Logger,
+		Logger:  n.cfg.Logger,
 	})
-	cfg.Far = c.router
+	c.relay, err = relay.New(relay.Config{
+		Self:    n.dirs.id.Node,
+		Table:   n.table,
+		Hub:     n.gateway,
+		Network: c.network,
+		Service: serviceRelay,
+		Live:    c.live,
+		Logger:  n.cfg.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	cfg.Far, cfg.Gateway, cfg.Carrier = c.router, c.relay, c.relay
+	return nil
 }
 
-// attach puts the router between gateway and engine, and begins to answer other nodes.
+// serviceRelay is what the network calls the relay's connections.
+const serviceRelay = 's'
+
+// live returns the other nodes that may be there.
+func (c *cluster) live() []placement.NodeID {
+	var live []placement.NodeID
+	for _, n := range c.node.topology.State().Present() {
+		if n.ID != c.node.dirs.id.Node && !c.gone(n.ID) {
+			live = append(live, n.ID)
+		}
+	}
+	return live
+}
+
+// attach puts router and relay between gateway and engine, and begins to answer other nodes.
 func (c *cluster) attach(ctx context.Context) error {
 	c.router.Attach(c.node.engine)
-	c.node.gateway.Attach(dispatcher{c.router, c.node.engine})
+	c.relay.Start(c.node.engine)
+	c.node.gateway.Attach(dispatcher{c.router, c.relay})
 	c.serve()
 	self, err := c.node.self()
 	if err != nil {
@@ -309,6 +344,16 @@ func lookUp(ctx context.Context, addr string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ips[0].Unmap(), uint16(n)), nil
 }
 
+// relieve tells the objects on other nodes that their sockets here are closed.
+func (c *cluster) relieve(ctx context.Context) {
+	if c.relay == nil {
+		return
+	}
+	if err := c.relay.Stop(ctx); err != nil {
+		c.node.cfg.Logger.Warn("some objects on other nodes were not told that their sockets here are closed", slog.String("reason", err.Error()))
+	}
+}
+
 // stop ends what connects the node with others.
 func (c *cluster) stop(ctx context.Context) {
 	if c.gossip != nil {
@@ -335,6 +380,7 @@ func (c *cluster) serve() {
 	guests.Handle("/", c.node.topology.Guests())
 	guests.Handle(adminPrefix, c.node.adminHandler())
 	c.network.Serve(members, guests)
+	c.network.Accept(serviceRelay, c.relay.Serve)
 	c.network.Start()
 }
 

@@ -174,7 +174,9 @@ func (n *Node) buildEngine(ctx context.Context) (err error) {
 		ecfg.Classes = append(ecfg.Classes, c)
 	}
 	if n.cluster != nil {
-		n.cluster.wrap(&ecfg)
+		if err := n.cluster.wrap(&ecfg); err != nil {
+			return err
+		}
 	}
 	if n.engine, err = engine.New(ecfg); err != nil {
 		return err
@@ -216,8 +218,16 @@ func (n *Node) openShards(ctx context.Context) error {
 	return register(n.registry, n.shards.collectors())
 }
 
-// lead runs the objects of a shard that this node has become the owner of.
+// lead runs the objects of a shard that this node has become the owner of, once the sockets
+// are known that other nodes hold for them.
 func (n *Node) lead(ctx context.Context, id placement.ShardID, store *shard.Store) {
+	if n.cluster != nil {
+		if err := n.cluster.relay.Gather(ctx, id, store.Epoch()); err != nil {
+			n.cfg.Logger.Debug("a reign ended before it began", slog.Uint64("shard", uint64(id)), slog.Any("error", err))
+			return
+		}
+		defer n.cluster.relay.End(id, store.Epoch())
+	}
 	n.engine.Lead(ctx, id, store)
 }
 
@@ -261,6 +271,9 @@ func (n *Node) close(ctx context.Context) error {
 	}
 	if n.shards != nil {
 		errs = append(errs, n.shards.stop(ctx))
+	}
+	if n.cluster != nil {
+		n.cluster.relieve(ctx)
 	}
 	if n.topology != nil {
 		errs = append(errs, n.topology.Stop(ctx))
