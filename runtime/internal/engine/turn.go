@@ -121,7 +121,9 @@ func (o *object) committed(seq uint64, due int64, err error) {
 	o.gate.failed(seq)
 	e := *asError(err)
 	e.Reset = true
-	o.reset(&e)
+	// A failed commit is the end of the reign. In a cluster the next owner decides, by what
+	// was committed, which sockets may stay.
+	o.reset(&e, o.reign.engine.cfg.Carrier == nil)
 }
 
 // end queues the event's outcome and its last outputs behind the gate. What rests on

@@ -65,6 +65,7 @@ type Config struct {
 	CompressBytes    int           // messages from this size on are compressed where the client offered it; negative: never; 512
 	PingInterval     time.Duration // a client silent for three of these is dead; 20 s
 	HandshakeTimeout time.Duration // from Accept to Adopt; 10 s
+	AcceptWait       time.Duration // how long Adopt waits for Accept, which may come by another way; negative: not at all; 5 s
 	CloseTimeout     time.Duration // for the client's answer to a close frame; 5 s
 	WriteTimeout     time.Duration // for a slow client to take 64 KiB; 20 s
 	Gather           time.Duration // large broadcasts of one object that follow each other faster wait for each other; negative: never; 2 ms
@@ -81,6 +82,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.CompressBytes, 512)
 	setDefault(&c.PingInterval, 20*time.Second)
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
+	setDefault(&c.AcceptWait, 5*time.Second)
 	setDefault(&c.CloseTimeout, 5*time.Second)
 	setDefault(&c.WriteTimeout, 20*time.Second)
 	setDefault(&c.Gather, 2*time.Millisecond)
@@ -122,6 +124,8 @@ type Hub struct {
 
 	mu      sync.Mutex // guards the start of readers against Shutdown
 	readers sync.WaitGroup
+
+	comings comings
 }
 
 // New returns a hub without sockets.
@@ -185,7 +189,7 @@ func (h *Hub) HasRoom() bool { return !h.closed.Load() && h.open.Load() < int64(
 // does not hold on to w or r: net/http's goroutine may return. If the error is
 // [ErrNoSocket] nothing has been written; whatever fails here, the socket gets its close event.
 func (h *Hub) Adopt(w http.ResponseWriter, r *http.Request, id placement.ObjectID, up host.Upgrade) error {
-	s := h.find(id, up.Socket)
+	s := h.await(r.Context(), id, up.Socket)
 	if s == nil || !s.claim() {
 		return ErrNoSocket
 	}
@@ -252,6 +256,7 @@ func (h *Hub) Accept(ref host.Ref, a host.Socket) {
 	h.metrics.open.WithLabelValues(ref.Class).Inc()
 	h.enter(s)
 	h.pulse.awaitHandshake(s)
+	h.comings.arrived(s.id)
 }
 
 // Send queues a message for one socket. It is dropped if the socket has begun to close.
