@@ -129,6 +129,7 @@ func (s *snapshots) openReceived(id string) (*raft.SnapshotMeta, io.ReadCloser, 
 	if err := s.replica.cfg.Log.SetUint64(keyRestored, r.meta.Index); err != nil {
 		return nil, nil, err
 	}
+	s.replica.guard.received(r.meta.Index, r.meta.Term)
 	s.replica.fsm.receivedSize = r.meta.Size
 	f, err := os.Open(r.path)
 	if err != nil {
