@@ -112,7 +112,7 @@ func TestConflictingTail(t *testing.T) {
 				}
 				heal()
 				time.Sleep(5 * time.Second)
-				if now, r := leaderOf2(members[1:], leader, next); now != leader {
+				if now, r := newest(members[1:], leader, next); now != leader {
 					leader, next = now, r
 				}
 				if err := commit(next, "after"); err != nil {
@@ -142,8 +142,8 @@ func TestConflictingTail(t *testing.T) {
 	}
 }
 
-// leaderOf2 returns the newest reign, if there was one after another.
-func leaderOf2(members []*member, leader *member, reign *Reign) (*member, *Reign) {
+// newest returns the newest reign, if there was one after another.
+func newest(members []*member, leader *member, reign *Reign) (*member, *Reign) {
 	for _, m := range members {
 		for len(m.reigns) > 0 {
 			if r := <-m.reigns; r.Epoch() > reign.Epoch() {
