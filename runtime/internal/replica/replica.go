@@ -184,6 +184,7 @@ type Replica struct {
 	raft *raft.Raft
 	fsm  *fsm
 
+	guard *guardedLog
 	floor floor // of a replica that was dropped once
 
 	committer atomic.Pointer[committer] // of the reign, or of the last one
@@ -224,7 +225,8 @@ func (r *Replica) open(ctx context.Context) error {
 	if err := r.inspect(); err != nil {
 		return err
 	}
-	logs, err := raft.NewLogCache(maxAppend, guardedLog{r.cfg.Log, r})
+	r.guard = &guardedLog{Group: r.cfg.Log, replica: r}
+	logs, err := raft.NewLogCache(maxAppend, r.guard)
 	if err != nil {
 		return err
 	}

@@ -85,33 +85,28 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 func stream(snap *Snapshot, limiter *Limiter) io.ReadCloser {
 	r, w := io.Pipe()
 	s := &streaming{PipeReader: r}
+	s.idle = time.AfterFunc(snapshotIdle, func() { r.CloseWithError(errIdle) })
 	s.writer.Go(func() {
 		defer limiter.leave()
-		idle := time.AfterFunc(snapshotIdle, func() { r.CloseWithError(errIdle) })
-		defer idle.Stop()
-		_, err := snap.WriteTo(&punctual{w, idle})
+		_, err := snap.WriteTo(w)
 		w.CloseWithError(errors.Join(err, snap.Close()))
 	})
 	return s
 }
 
-// punctual puts a timer off with each write.
-type punctual struct {
-	io.Writer
-	timer *time.Timer
-}
-
-func (p *punctual) Write(b []byte) (int, error) {
-	p.timer.Reset(snapshotIdle)
-	return p.Writer.Write(b)
-}
-
 type streaming struct {
 	*io.PipeReader
+	idle   *time.Timer
 	writer sync.WaitGroup // the goroutine of stream, stopped by Close
 }
 
+func (s *streaming) Read(b []byte) (int, error) {
+	s.idle.Reset(snapshotIdle)
+	return s.PipeReader.Read(b)
+}
+
 func (s *streaming) Close() error {
+	s.idle.Stop()
 	err := s.PipeReader.Close()
 	s.writer.Wait()
 	return err
@@ -129,6 +124,7 @@ func (s *snapshots) openReceived(id string) (*raft.SnapshotMeta, io.ReadCloser, 
 	if err := s.replica.cfg.Log.SetUint64(keyRestored, r.meta.Index); err != nil {
 		return nil, nil, err
 	}
+	s.replica.guard.received(r.meta.Index, r.meta.Term)
 	s.replica.fsm.receivedSize = r.meta.Size
 	f, err := os.Open(r.path)
 	if err != nil {

@@ -180,7 +180,12 @@ func (c *cluster) settle(within time.Duration) Report {
 
 // store returns the store of the last reign that has begun on a node.
 func (c *cluster) store(id placement.NodeID) (store *Store) {
-	store = <-c.nodes[id].stores
+	c.t.Helper()
+	select {
+	case store = <-c.nodes[id].stores:
+	case <-time.After(30 * time.Second):
+		c.t.Fatalf("%s does not lead", id)
+	}
 	for len(c.nodes[id].stores) > 0 {
 		store = <-c.nodes[id].stores
 	}
@@ -379,6 +384,33 @@ func TestDropAndComeBack(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		c.settle(20 * time.Second)
 		c.same()
+		c.stop()
+	})
+}
+
+// TestYield: a node that stops gives what it owns to another one, or says that there is none.
+func TestYield(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "a", "b", "c")
+		c.store("a")
+		if err := c.nodes["a"].Yield(t.Context(), nil); !errors.Is(err, errNobody) {
+			t.Errorf("got %v", err)
+		}
+		c.wish("a", "a", "b", "c")
+		c.settle(20 * time.Second)
+		time.Sleep(time.Second) // until c is known to have caught up
+		began := time.Now()
+		if err := c.nodes["a"].Yield(t.Context(), func(id placement.NodeID) bool { return id != "b" }); err != nil {
+			t.Error(err)
+		}
+		c.store("c")
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
+		if err := c.nodes["a"].Yield(t.Context(), nil); err != nil {
+			t.Errorf("a node that does not lead: %v", err)
+		}
 		c.stop()
 	})
 }

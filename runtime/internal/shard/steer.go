@@ -2,10 +2,13 @@ package shard
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/runtime/internal/replica"
 )
 
 // Steering says where a shard should be, and what is known of the nodes. Only Want is
@@ -77,6 +80,31 @@ func (s *Shard) Steer(ctx context.Context, cfg Steering) {
 		}
 	}
 }
+
+// Yield hands the shard over to another voter that has caught up and is fit, whatever its record
+// says; the one whose log is longest. It is for a node that stops. It returns nil if this
+// node does not lead, and an error if there is nobody to hand over to. fit may be nil.
+func (s *Shard) Yield(ctx context.Context, fit func(placement.NodeID) bool) error {
+	if _, leads := s.Reign(); !leads {
+		return nil
+	}
+	group := s.replica.Members()
+	best := replica.Member{}
+	for _, m := range group.Members {
+		if m.ID == s.node || !m.Voter || !group.CaughtUp(m.ID) || fit != nil && !fit(m.ID) {
+			continue
+		}
+		if best.ID == "" || m.Last > best.Last {
+			best = m
+		}
+	}
+	if best.ID == "" {
+		return fmt.Errorf("hand over shard %d: %w", s.id, errNobody)
+	}
+	return s.replica.HandOver(ctx, best.ID)
+}
+
+var errNobody = errors.New("no other voter has caught up")
 
 // A helm is what Steer remembers of a reign.
 type helm struct {
