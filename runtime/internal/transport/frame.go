@@ -113,7 +113,7 @@ type outbox struct {
 
 const (
 	outboxBuffer = 64 << 10
-	spareBytes   = 2 << 20 // a larger buffer is not kept
+	spareBytes   = 2 * bulkOutbox // a larger buffer is not kept
 )
 
 func newOutbox(conn net.Conn, self string, limit int, timeout time.Duration, m *metrics) *outbox {

@@ -131,7 +131,7 @@ type identity struct {
 func (n *Network) dial(ctx context.Context, addr string, want placement.NodeID, service byte) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.DialTimeout, ErrTimeout)
 	defer cancel()
-	defer context.AfterFunc(n.ctx, cancel)()
+	defer context.AfterFunc(n.ctx, cancel)() //nolint:contextcheck // the end of the Network ends it, too
 	raw, err := n.cfg.Dial(ctx, addr)
 	if err != nil {
 		return nil, err

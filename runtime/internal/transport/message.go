@@ -11,7 +11,8 @@ import (
 )
 
 // Messages are written field by field: numbers as varints, bytes with their length before
-// them. A node's name is mostly the sender's own, which the receiver knows.
+// them. A node's name is mostly the sender's own, which the receiver knows. Fields that Raft has
+// only for members older than its RPCHeader are left out.
 
 // Ways to name a node.
 const (
@@ -35,7 +36,6 @@ func appendMessage(b []byte, self string, message any) []byte {
 	case *raft.AppendEntriesRequest:
 		b = appendHeader(b, self, m.RPCHeader)
 		b = appendUints(b, m.Term, m.PrevLogEntry, m.PrevLogTerm, m.LeaderCommitIndex)
-		b = appendWho(b, self, m.Leader)
 		b = appendEntries(b, m.Entries)
 	case *raft.AppendEntriesResponse:
 		b = appendHeader(b, self, m.RPCHeader)
@@ -44,7 +44,6 @@ func appendMessage(b []byte, self string, message any) []byte {
 	case *raft.RequestVoteRequest:
 		b = appendHeader(b, self, m.RPCHeader)
 		b = appendUints(b, m.Term, m.LastLogIndex, m.LastLogTerm)
-		b = appendWho(b, self, m.Candidate)
 		b = append(b, flag(m.LeadershipTransfer))
 	case *raft.RequestVoteResponse:
 		b = appendHeader(b, self, m.RPCHeader)
@@ -93,7 +92,7 @@ func decodeRequest(k kind, payload, sender []byte) (any, error) {
 		message = &raft.RequestVoteRequest{
 			RPCHeader: d.header(),
 			Term:      d.uint(), LastLogIndex: d.uint(), LastLogTerm: d.uint(),
-			Candidate: d.who(), LeadershipTransfer: d.byte()&1 != 0,
+			LeadershipTransfer: d.byte()&1 != 0,
 		}
 	case kindPreVote:
 		message = &raft.RequestPreVoteRequest{RPCHeader: d.header(), Term: d.uint(), LastLogIndex: d.uint(), LastLogTerm: d.uint()}
@@ -194,7 +193,6 @@ func (d *decoder) appendEntries() *raft.AppendEntriesRequest {
 	m := &raft.AppendEntriesRequest{
 		RPCHeader: d.header(),
 		Term:      d.uint(), PrevLogEntry: d.uint(), PrevLogTerm: d.uint(), LeaderCommitIndex: d.uint(),
-		Leader: d.who(),
 	}
 	n := d.uint()
 	if n > uint64(len(d.rest)/minEntryBytes) {

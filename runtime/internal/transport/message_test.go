@@ -16,13 +16,13 @@ import (
 var samples = map[kind]any{
 	kindAppend: &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("a"), Addr: []byte("elsewhere")},
-		Term:      1 << 40, Leader: []byte("a"), PrevLogEntry: 300, PrevLogTerm: 2, LeaderCommitIndex: 1<<64 - 1,
+		Term:      1 << 40, PrevLogEntry: 300, PrevLogTerm: 2, LeaderCommitIndex: 1<<64 - 1,
 		Entries: []*raft.Log{
 			{Index: 301, Term: 3, Type: raft.LogNoop},
 			{Index: 302, Term: 3, Data: []byte("data"), Extensions: []byte("more"), AppendedAt: time.Unix(17, 4)},
 		},
 	},
-	kindVote:       &raft.RequestVoteRequest{Term: 4, Candidate: []byte("b"), LastLogIndex: 5, LastLogTerm: 6, LeadershipTransfer: true},
+	kindVote:       &raft.RequestVoteRequest{Term: 4, LastLogIndex: 5, LastLogTerm: 6, LeadershipTransfer: true},
 	kindPreVote:    &raft.RequestPreVoteRequest{RPCHeader: raft.RPCHeader{ID: []byte("a")}, Term: 4, LastLogIndex: 5, LastLogTerm: 6},
 	kindTimeoutNow: &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}},
 	kindSnapshot: &raft.InstallSnapshotRequest{

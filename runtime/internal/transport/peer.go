@@ -105,7 +105,7 @@ type lane struct {
 
 const (
 	controlOutbox = 1 << 20
-	bulkOutbox    = 8 << 20
+	bulkOutbox    = 2 << 20
 
 	firstPause = 10 * time.Millisecond  // before a peer is dialled again
 	maxPause   = 250 * time.Millisecond // doubled up to this

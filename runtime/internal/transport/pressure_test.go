@@ -24,7 +24,7 @@ func entries(n, size int) []*raft.Log {
 func appendRequest(n, size int) *raft.AppendEntriesRequest {
 	return &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("a"), Addr: []byte("a")},
-		Term:      1, Leader: []byte("a"), Entries: entries(n, size),
+		Term:      1, Entries: entries(n, size),
 	}
 }
 
@@ -150,7 +150,6 @@ func TestHungFollower(t *testing.T) {
 			}
 		}
 		// What a follower does not take is refused at once when too much waits.
-		start = time.Now()
 		failed := make(chan error, 3*queueLength)
 		for range cap(failed) {
 			go func() {
