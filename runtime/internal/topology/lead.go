@@ -2,7 +2,6 @@ package topology
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"log/slog"
 	"maps"
@@ -115,7 +114,6 @@ func (o *overseer) found(ctx context.Context) {
 func (o *overseer) attempt(ctx context.Context, what string, c command) {
 	ctx, cancel := context.WithTimeout(ctx, plansTimeout)
 	defer cancel()
-	c.Token = rand.Text()
 	if err := o.commit(ctx, c); err != nil && ctx.Err() == nil {
 		o.log.Warn("the placement table was not changed", slog.String("change", what), slog.String("reason", err.Error()))
 	}

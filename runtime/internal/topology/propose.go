@@ -75,7 +75,6 @@ var errNotLeader = errors.New("it does not lead the placement group")
 func (t *Topology) propose(ctx context.Context, what string, c command) error {
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
-	c.Token = rand.Text()
 	var hint placement.NodeID
 	for try := 0; ; try++ {
 		err := t.offer(ctx, c, try, &hint)
@@ -137,6 +136,7 @@ func (t *Topology) commit(ctx context.Context, c command) error {
 	if reign == nil {
 		return errNotLeader
 	}
+	c.Token = rand.Text() // another one for each try: an earlier one may still be under way
 	batch, err := c.encode()
 	if err != nil {
 		return err

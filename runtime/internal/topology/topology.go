@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -98,6 +99,9 @@ type Topology struct {
 func Open(ctx context.Context, cfg Config) (*Topology, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OnFatal == nil {
+		cfg.OnFatal = func(error) { os.Exit(1) }
 	}
 	if cfg.Reporter == nil {
 		cfg.Reporter = silent{cfg.Self.ID}
@@ -177,9 +181,7 @@ func (t *Topology) introduce(ctx context.Context, self placement.Node) error {
 
 func (t *Topology) fatal(err error) {
 	t.log.Error("this node cannot be part of the cluster", slog.String("reason", err.Error()))
-	if t.cfg.OnFatal != nil {
-		t.cfg.OnFatal(err)
-	}
+	t.cfg.OnFatal(err)
 }
 
 // State returns the table as it is known here. It is never nil.

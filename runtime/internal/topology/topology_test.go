@@ -275,7 +275,7 @@ func TestSnapshot(t *testing.T) {
 			for i, r := range a.State().Shards {
 				moves = append(moves, placement.Move{ID: placement.ShardID(i), Shard: r})
 			}
-			if err := a.commit(t.Context(), command{Token: "t", Moves: moves}); err != nil {
+			if err := a.commit(t.Context(), command{Moves: moves}); err != nil {
 				t.Fatal(err)
 			}
 		}
