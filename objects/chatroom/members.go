@@ -41,14 +41,15 @@ func (*Room) join(_ context.Context, tx *durable.Tx, _ http.ResponseWriter, r *h
 // WebSocketClose tells the others if it was the member's last socket.
 func (*Room) WebSocketClose(_ context.Context, tx *durable.Tx, ws *durable.Socket, _ durable.CloseEvent) error {
 	name := member.Get(ws)
+	if name == "" {
+		return nil
+	}
 	for other := range tx.Sockets(name) {
 		if other.ID() != ws.ID() {
 			return nil
 		}
 	}
-	if name != "" {
-		tx.Broadcast(durable.JSON(frame{"type": "leave", "name": name}), "", ws)
-	}
+	tx.Broadcast(durable.JSON(frame{"type": "leave", "name": name}), "", ws)
 	return nil
 }
 
