@@ -188,6 +188,11 @@ func (n *Node) buildEngine(ctx context.Context) (err error) {
 	} else {
 		n.gateway.Attach(n.engine)
 	}
+	if n.cluster != nil {
+		if err := register(n.registry, n.cluster.network.Collectors(), n.cluster.relay.Collectors()); err != nil {
+			return err
+		}
+	}
 	return register(n.registry, n.gateway.Collectors(), metrics.Collectors(), n.log.Collectors())
 }
 
