@@ -200,9 +200,22 @@ func (w *world) crash(id placement.NodeID) {
 	n.halt()
 }
 
+// handOver makes a node the owner of a shard once nothing of the last one's is in doubt or under way.
+func (w *world) handOver(s placement.ShardID, id placement.NodeID) {
+	w.mu.Lock()
+	old := w.owners[s]
+	w.mu.Unlock()
+	old.store.drain()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = old.node.relay.Flush(ctx) // what is cut off is closed
+	w.lead(s, id, 0)
+}
+
 // A leading is a node's ownership of a shard.
 type leading struct {
 	node   *node
+	store  *store
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
@@ -231,8 +244,8 @@ func (w *world) lead(s placement.ShardID, id placement.NodeID, late time.Duratio
 		}
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	l := &leading{node: n, cancel: cancel, done: make(chan struct{})}
 	st := newStore(w, s, epoch)
+	l := &leading{node: n, store: st, cancel: cancel, done: make(chan struct{})}
 	go func() { // ended and waited for by leading.end
 		defer close(l.done)
 		defer st.stop()
@@ -331,6 +344,19 @@ type store struct {
 
 	batches chan commit
 	done    chan struct{}
+
+	mu       sync.Mutex
+	draining bool
+}
+
+// drain refuses what comes from now on, and waits for what has come.
+func (s *store) drain() {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	told := make(chan struct{})
+	s.batches <- commit{done: func(error) { close(told) }}
+	<-told
 }
 
 type commit struct {
@@ -354,21 +380,33 @@ func (s *store) run() {
 	var told []commit
 	for c := range s.batches {
 		time.Sleep(s.w.delay())
+		if c.batch == nil {
+			for _, c := range append(told, c) {
+				s.tell(c)
+			}
+			told = nil
+			continue
+		}
 		ok := s.apply(c.batch)
 		told = append(told, c)
 		if ok && len(s.batches) > 0 && len(told) < 4 {
 			continue // several batches land before any is told
 		}
 		time.Sleep(s.w.delay())
-		var err error
-		if !s.w.disk.is(s.shard, s.epoch) {
-			err = &host.Error{Code: host.CodeUnknownOutcome, Message: "the reign is over"}
-		}
 		for _, c := range told {
-			c.done(err)
+			s.tell(c)
 		}
 		told = nil
 	}
+}
+
+// tell tells what became of a batch.
+func (s *store) tell(c commit) {
+	var err error
+	if c.batch == nil || !s.w.disk.is(s.shard, s.epoch) {
+		err = &host.Error{Code: host.CodeUnknownOutcome, Message: "the reign is over"}
+	}
+	c.done(err)
 }
 
 func (s *store) apply(batch []byte) bool {
@@ -388,7 +426,13 @@ func (s *store) apply(batch []byte) bool {
 func (s *store) Epoch() placement.Epoch { return s.epoch }
 func (s *store) Writable() error        { return nil }
 func (s *store) Commit(batch []byte, done func(error)) {
-	s.batches <- commit{append([]byte(nil), batch...), done}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := commit{append([]byte(nil), batch...), done}
+	if s.draining {
+		c.batch = nil
+	}
+	s.batches <- c
 }
 
 func (s *store) Confirm(done func(error)) {
