@@ -269,7 +269,7 @@ func (c *cluster) startGossip(ctx context.Context, self placement.Node) error {
 		Incarnation: c.node.dirs.incarnation(),
 		Known:       c.known,
 		OnEvent: func(e membership.Event) {
-			if e.Kind == membership.Failed {
+			if e.Kind == membership.Gone {
 				c.node.topology.Suspect(e.ID)
 			}
 		},

@@ -7,6 +7,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -85,11 +89,9 @@ func dispatch(args []string, getenv func(string) string, stdout io.Writer) error
 		help(stdout)
 		return nil
 	case "secret":
-		if len(args) > 0 {
-			return usageError("secret takes no arguments")
-		}
-		_, err := fmt.Fprintln(stdout, runtime.NewSecret())
-		return err
+		return secret(args, stdout)
+	case "health":
+		return health(args, getenv)
 	}
 	for _, v := range verbs() {
 		if v.name == name {
@@ -98,6 +100,65 @@ func dispatch(args []string, getenv func(string) string, stdout io.Writer) error
 	}
 	return usageError(fmt.Sprintf("there is no command %q", name))
 }
+
+// secret makes a cluster's secret: on standard output, or in a file unless that is there.
+func secret(args []string, stdout io.Writer) error {
+	f := flag.NewFlagSet("secret", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	path := f.String("file", "", "")
+	if err := f.Parse(args); err != nil || f.NArg() > 0 {
+		return usageError("usage: node secret [--file FILE]")
+	}
+	if *path == "" {
+		_, err := fmt.Fprintln(stdout, runtime.NewSecret())
+		return err
+	}
+	file, err := os.OpenFile(*path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make the secret: %w", err)
+	}
+	_, err = fmt.Fprintln(file, runtime.NewSecret())
+	return errors.Join(err, file.Sync(), file.Close())
+}
+
+// health asks the node on this machine whether it is ready, for the health checks of
+// containers, which may have no other program.
+func health(args []string, getenv func(string) string) error {
+	f := flag.NewFlagSet("health", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	listen := f.String("listen", orElse(getenv("HOLDFAST_LISTEN"), defaults().Listen), "")
+	if err := f.Parse(args); err != nil || f.NArg() > 0 {
+		return usageError("usage: node health [--listen ADDRESS]")
+	}
+	host, port, err := net.SplitHostPort(*listen)
+	if err != nil {
+		return usageError(fmt.Sprintf("the address %q is not of the form host:port", *listen))
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), healthTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the node does not answer: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("the node is not ready: %s", strings.TrimSpace(string(text)))
+	}
+	return nil
+}
+
+const healthTimeout = 3 * time.Second
 
 func (v verb) do(args []string, getenv func(string) string, stdout io.Writer) error {
 	s := defaults()
@@ -168,11 +229,12 @@ func orElse(s, other string) string {
 func help(w io.Writer) {
 	fmt.Fprint(w, "Usage: node COMMAND [flags]\n\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprint(t, "  secret\tprint a new cluster secret\n")
+	fmt.Fprint(t, "  secret [--file FILE]\tprint a new cluster secret, or write it to a file if there is none\n")
+	fmt.Fprint(t, "  health [--listen ADDRESS]\tsay whether the node at its front door is ready\n")
 	for _, v := range verbs() {
 		fmt.Fprintf(t, "  %s\t%s\n", strings.TrimSpace(v.name+" "+strings.Join(v.args, " ")), v.about)
 	}
-	fmt.Fprint(t, "\nFlags of every command but secret:\n")
+	fmt.Fprint(t, "\nFlags of the others:\n")
 	fmt.Fprint(t, "  --cluster-secret-file FILE\tthe cluster's secret (or HOLDFAST_CLUSTER_SECRET_FILE)\n")
 	fmt.Fprintf(t, "  --at ADDRESS\tthe --cluster-listen of any node (or HOLDFAST_AT; default: %s)\n", defaults().ClusterListen)
 	fmt.Fprint(t, "  --json\tprint JSON\n")

@@ -21,7 +21,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -55,9 +54,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 		fmt.Fprintln(stdout, version())
 		return 0
 	}
-	if getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	tuneMemory(getenv)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go obey(signals, cancel) // until the process ends
@@ -69,10 +66,6 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 	}
 	return 0
 }
-
-// gcPercent is GOGC unless the environment says otherwise. A node makes much garbage per
-// request over little that lives: with Go's 100 the collector takes a third of its CPU time.
-const gcPercent = 400
 
 // obey ends the context at the first signal, and the process at the second.
 func obey(signals <-chan os.Signal, cancel context.CancelCauseFunc) {

@@ -107,13 +107,14 @@ func (c *Counter) decrement(ctx context.Context, tx *durable.Tx, w http.Response
 }
 
 func (c *Counter) change(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request, sign int64) error {
-	body := struct{ By int64 }{1}
-	err := durable.ReadJSON(r, &body)
-	if err == nil && body.By == math.MinInt64 { // has no opposite
-		err = fmt.Errorf("by must be more than %d", int64(math.MinInt64))
+	body := struct {
+		By int64 `json:"by"`
+	}{1}
+	if !durable.ReadJSON(w, r, &body) {
+		return nil
 	}
-	if err != nil {
-		durable.WriteError(w, http.StatusBadRequest, "bad_request", err.Error())
+	if body.By == math.MinInt64 { // has no opposite
+		durable.WriteError(w, http.StatusBadRequest, "bad_request", "by is too far below zero")
 		return nil
 	}
 	n, err := c.add(ctx, tx, sign*body.By)

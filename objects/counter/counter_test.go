@@ -45,7 +45,7 @@ func TestHTTP(t *testing.T) {
 		{name: "two values", start: 7, method: "POST", path: "/increment", body: `{"by":1}{"by":1}`, status: 400, answer: `"bad_request"`, after: 7},
 		{name: "an array", start: 7, method: "POST", path: "/increment", body: `[1]`, status: 400, answer: `"bad_request"`, after: 7},
 		{name: "null", start: 7, method: "POST", path: "/increment", body: `{"by":null}`, status: 200, answer: `{"value":8}`, after: 8},
-		{name: "a large body", start: 7, method: "POST", path: "/increment", body: strings.Repeat(" ", durable.MaxJSONBody+1), status: 400, answer: `"bad_request"`, after: 7},
+		{name: "a large body", start: 7, method: "POST", path: "/increment", body: strings.Repeat(" ", durable.MaxJSONBody+1), status: 413, answer: `"too_large"`, after: 7},
 		{name: "another path", start: 7, method: "GET", path: "/value", status: 404, answer: `"not_found"`, after: 7},
 		{name: "another method", start: 7, method: "GET", path: "/increment", status: 405, answer: `"method_not_allowed"`, allow: "POST", after: 7},
 		{name: "another method for the root", start: 7, method: "DELETE", path: "/", status: 405, answer: `"method_not_allowed"`, allow: "GET", after: 7},

@@ -37,7 +37,7 @@ func (r Request) valid() error {
 	switch r.Algorithm {
 	case GCRA, TokenBucket, SlidingWindow, FixedWindow:
 	default:
-		return fmt.Errorf("the algorithm is %q: want gcra, token-bucket, sliding-window or fixed-window", string(r.Algorithm))
+		return fmt.Errorf("the algorithm is %.60q: want gcra, token-bucket, sliding-window or fixed-window", string(r.Algorithm))
 	}
 	switch {
 	case r.Limit < 1:
@@ -62,7 +62,7 @@ func parse(query string, rule Rule) (Request, error) {
 		name, escaped, _ := strings.Cut(pair, "=")
 		value, err := url.QueryUnescape(escaped)
 		if err != nil {
-			return r, fmt.Errorf("%s is not properly escaped", name)
+			return r, fmt.Errorf("%.60s is not properly escaped", name)
 		}
 		switch name {
 		case "limit":
@@ -75,10 +75,10 @@ func parse(query string, rule Rule) (Request, error) {
 			r.Algorithm = Algorithm(value)
 		case "":
 		default:
-			return r, fmt.Errorf("there is no parameter %q: want limit, window, cost or algorithm", name)
+			return r, fmt.Errorf("there is no parameter %.60q: want limit, window, cost or algorithm", name)
 		}
 		if err != nil {
-			return r, fmt.Errorf("the %s is %q: want a whole number, or for the window a duration such as 60s", name, value)
+			return r, fmt.Errorf("the %s is %.60q: want a whole number, or for the window a duration such as 60s", name, value)
 		}
 	}
 	return r, r.valid()

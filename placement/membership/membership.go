@@ -14,6 +14,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -74,8 +75,7 @@ type Kind string
 const (
 	Joined  Kind = "joined"
 	Updated Kind = "updated"
-	Left    Kind = "left"   // as it said
-	Failed  Kind = "failed" // as the others suspect
+	Gone    Kind = "gone" // it has left, or failed as the others suspect: memberlist does not say which
 )
 
 // A Membership is this node's part in the gossip. Its methods may be called from any
@@ -177,12 +177,7 @@ func (m *Membership) Members() []Member {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	list := slices.Collect(maps.Values(m.members))
-	slices.SortFunc(list, func(a, b Member) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(list, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
 
@@ -323,14 +318,7 @@ func (d *delegate) NotifyMerge(nodes []*memberlist.Node) error {
 
 func (d *delegate) NotifyJoin(n *memberlist.Node)   { d.notify(Joined, n) }
 func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.notify(Updated, n) }
-
-func (d *delegate) NotifyLeave(n *memberlist.Node) {
-	if n.State == memberlist.StateLeft {
-		d.notify(Left, n)
-		return
-	}
-	d.notify(Failed, n)
-}
+func (d *delegate) NotifyLeave(n *memberlist.Node)  { d.notify(Gone, n) }
 
 func (d *delegate) notify(kind Kind, n *memberlist.Node) {
 	said, err := d.parse(n)
@@ -338,10 +326,10 @@ func (d *delegate) notify(kind Kind, n *memberlist.Node) {
 		return
 	}
 	d.mu.Lock()
-	if kind == Joined || kind == Updated {
-		d.members[said.ID] = said
-	} else {
+	if kind == Gone {
 		delete(d.members, said.ID)
+	} else {
+		d.members[said.ID] = said
 	}
 	d.mu.Unlock()
 	if d.cfg.OnEvent != nil {

@@ -137,7 +137,7 @@ func TestMembers(t *testing.T) {
 		if took > 15*time.Second {
 			t.Errorf("a crash was noticed after %v", took)
 		}
-		if got := a.log(); got != "joined n2, joined n3, left n3, failed n2" {
+		if got := a.log(); got != "joined n2, joined n3, gone n3, gone n2" {
 			t.Errorf("the events are %s", got)
 		}
 		stop(t, a, b)

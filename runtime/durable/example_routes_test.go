@@ -41,8 +41,8 @@ func (*List) show(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *h
 
 func (*List) add(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
 	var body struct{ Item string }
-	if err := durable.ReadJSON(r, &body); err != nil {
-		return err
+	if !durable.ReadJSON(w, r, &body) {
+		return nil
 	}
 	if body.Item == "" {
 		durable.WriteError(w, http.StatusBadRequest, "empty", "an item has a name")

@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
-
-	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
 
 // Routes are the HTTP requests that a class answers, each with a method like Fetch under the
@@ -89,22 +89,43 @@ func WriteError(w http.ResponseWriter, status int, code, message string) {
 const MaxJSONBody = 1 << 20
 
 // ReadJSON reads a request's body, one value of JSON, into v. Without a body it leaves v
-// alone. The error is an [ErrBadRequest] or an [ErrTooLarge], with a message for the client.
-func ReadJSON(r *http.Request, v any) error {
+// alone. It returns false if that cannot be done, and has then answered the request with 400 or 413.
+func ReadJSON(w http.ResponseWriter, r *http.Request, v any) bool {
 	if r.Body == nil || r.ContentLength == 0 {
-		return nil
+		return true
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, MaxJSONBody+1))
 	switch {
 	case err != nil:
-		return host.Errorf(host.CodeBadRequest, "the body cannot be read").Because(err)
+		WriteError(w, http.StatusBadRequest, "bad_request", "the body cannot be read")
 	case len(b) > MaxJSONBody:
-		return host.Errorf(host.CodeTooLarge, "the body has more than %d bytes", MaxJSONBody)
+		WriteError(w, http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", MaxJSONBody))
 	case len(bytes.TrimSpace(b)) == 0:
-		return nil
+		return true
+	default:
+		if err = json.Unmarshal(b, v); err == nil {
+			return true
+		}
+		WriteError(w, http.StatusBadRequest, "bad_request", "the body is not the JSON that is wanted: "+whatIsWrong(err))
 	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return host.Errorf(host.CodeBadRequest, "the body is not the JSON that is wanted: %s", strings.TrimPrefix(err.Error(), "json: ")).Because(err)
+	return false
+}
+
+// whatIsWrong says why JSON did not decode, in words that are not Go's.
+func whatIsWrong(err error) string {
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case !errors.As(err, &wrong):
+		return err.Error()
+	case wrong.Field == "":
+		return "it must not be: " + short(wrong.Value)
 	}
-	return nil
+	return fmt.Sprintf("%q must not be: %s", short(wrong.Field), short(wrong.Value))
+}
+
+func short(s string) string {
+	if len(s) > 60 {
+		return strings.ToValidUTF8(s[:60], "") + "…"
+	}
+	return s
 }

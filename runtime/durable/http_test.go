@@ -2,7 +2,6 @@ package durable_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -34,8 +33,8 @@ func (*desk) show(_ context.Context, _ *durable.Tx, w http.ResponseWriter, _ *ht
 
 func (*desk) take(_ context.Context, _ *durable.Tx, w http.ResponseWriter, r *http.Request) error {
 	note := struct{ N int64 }{7}
-	if err := durable.ReadJSON(r, &note); err != nil {
-		return err
+	if !durable.ReadJSON(w, r, &note) {
+		return nil
 	}
 	durable.WriteJSON(w, http.StatusCreated, note)
 	return nil
@@ -70,18 +69,27 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s %s: %d, Allow %q, %s", c.method, c.path, r.StatusCode, r.Header.Get("Allow"), b)
 		}
 	}
-	for body, want := range map[string]error{
-		`{"n":1}x`:               durable.ErrBadRequest,
-		`{"n":1}{"n":2}`:         durable.ErrBadRequest,
-		`{"n":1e400}`:            durable.ErrBadRequest,
-		`{"n":NaN}`:              durable.ErrBadRequest,
-		`[]`:                     durable.ErrBadRequest,
-		"\xef\xbb\xbf{}":         durable.ErrBadRequest,
-		strings.Repeat("[", 2e5): durable.ErrBadRequest,
-		strings.Repeat(" ", durable.MaxJSONBody+1): durable.ErrTooLarge,
+	for _, c := range []struct {
+		body   string
+		status int
+		answer string
+	}{
+		{`{"n":1}x`, 400, `invalid character 'x' after top-level value`},
+		{`{"n":1}{"n":2}`, 400, `after top-level value`},
+		{`{"n":1e400}`, 400, `\"N\" must not be: number 1e400`},
+		{`{"n":` + strings.Repeat("1", 1e5) + `}`, 400, `\"N\" must not be: number 11111`},
+		{`{"n":NaN}`, 400, `invalid character`},
+		{`[]`, 400, `it must not be: array`},
+		{"\xef\xbb\xbf{}", 400, `invalid character`},
+		{strings.Repeat("[", 2e5), 400, `exceeded max depth`},
+		{strings.Repeat(" ", durable.MaxJSONBody+1), 413, `"too_large"`},
 	} {
-		if _, err := w.Do(desks.Named(w, "d"), httptest.NewRequestWithContext(t.Context(), http.MethodPut, "/note", strings.NewReader(body))); !errors.Is(err, want) {
-			t.Errorf("%.20q: %v, want %v", body, err, want)
+		r, err := w.Do(desks.Named(w, "d"), httptest.NewRequestWithContext(t.Context(), http.MethodPut, "/note", strings.NewReader(c.body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(r.Body); err != nil || r.StatusCode != c.status || !strings.Contains(string(b), c.answer) {
+			t.Errorf("%.20q: %d %s, %v; want %d %s", c.body, r.StatusCode, b, err, c.status, c.answer)
 		}
 	}
 }

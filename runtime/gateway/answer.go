@@ -96,6 +96,7 @@ type answer struct {
 	class  string // once it is known to exist, so that labels are bounded
 	status int
 	bytes  int64
+	held   int64 // bytes of memory that the request's body has
 }
 
 func (a *answer) WriteHeader(status int) {

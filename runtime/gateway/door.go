@@ -18,6 +18,7 @@ import (
 // ServeHTTP is the gateway as a handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a := &answer{ResponseWriter: w} // not pooled: somebody may hold on to it after a cancelled event
+	defer g.release(a)
 	defer g.done(a, r)
 	g.serve(a, r)
 }
@@ -36,6 +37,13 @@ func (g *Gateway) done(a *answer, r *http.Request) {
 	}
 	g.metrics.request(a.class, a.status)
 	g.metrics.bytesOut.Add(float64(a.bytes))
+}
+
+// release gives back what a request's body took.
+func (g *Gateway) release(a *answer) {
+	if a.held > 0 {
+		g.held.Add(-a.held)
+	}
 }
 
 // serve decides what a request is for.
@@ -137,7 +145,7 @@ func (g *Gateway) call(a *answer, r *http.Request, to host.Ref, method string) e
 	if !g.origins.allow(r) {
 		return errForeignOrigin()
 	}
-	args, err := g.readAll(r, min(g.cfg.MaxBodyBytes, host.MaxCallBytes))
+	args, err := g.readAll(a, r, min(g.cfg.MaxBodyBytes, host.MaxCallBytes))
 	if err != nil {
 		return err
 	}
@@ -157,7 +165,7 @@ func (g *Gateway) call(a *answer, r *http.Request, to host.Ref, method string) e
 // fetch hands a request to the object's Fetch.
 func (g *Gateway) fetch(a *answer, r *http.Request, to host.Ref, rest string) error {
 	inner := innerRequest(r, rest)
-	if err := g.bufferBody(inner); err != nil {
+	if err := g.bufferBody(a, inner); err != nil {
 		return err
 	}
 	up, err := g.to.Serve(r.Context(), to, a, inner)

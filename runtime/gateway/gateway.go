@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +70,7 @@ type Config struct {
 	MaxHeaderBytes    int           // 64 KiB
 	MaxBodyBytes      int64         // 413 beyond it; 100 MiB
 	BufferBytes       int           // bodies up to this are read before the event starts; 1 MiB
+	BodiesBytes       int64         // of the node: bodies over 16 KiB that are in memory; 503 beyond it; 512 MiB
 	MaxConns          int           // open connections, sockets included; further ones are closed at once; 262,144
 	MaxConnsPerClient int           // the same for one client: an IPv4 address or an IPv6 /64. Loopback is not counted; 16,384
 
@@ -94,6 +96,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxHeaderBytes, 64<<10)
 	setDefault(&c.MaxBodyBytes, 100<<20)
 	setDefault(&c.BufferBytes, 1<<20)
+	setDefault(&c.BodiesBytes, 1<<29)
 	setDefault(&c.MaxConns, 1<<18)
 	setDefault(&c.MaxConnsPerClient, 1<<14)
 	if c.Ready == nil {
@@ -131,6 +134,7 @@ type Gateway struct {
 	clients *clients
 	refs    *refCache
 	metrics *metrics
+	held    atomic.Int64 // bytes of bodies in memory
 	server  *http.Server
 }
 

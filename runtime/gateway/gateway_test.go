@@ -355,6 +355,51 @@ func TestBodies(t *testing.T) {
 	}
 }
 
+// TestBodiesInMemoryAreBounded has clients that promise much, which costs nothing, and some
+// that send it and then wait.
+func TestBodiesInMemoryAreBounded(t *testing.T) {
+	t.Parallel()
+	f := &fake{serve: echo}
+	g, addr := start(t, f, Config{BodiesBytes: 1 << 20})
+	for range 10 {
+		fmt.Fprint(dial(t, addr), "POST /objects/room/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx")
+	}
+	status := func(body string) int {
+		t.Helper()
+		resp, err := http.Post("http://"+addr+"/objects/room/a", "text/plain", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode == 200 && string(got) != body {
+			t.Errorf("a body of %d bytes came back as %d, %v", len(body), len(got), err)
+		}
+		return resp.StatusCode
+	}
+	large := strings.Repeat("0123456789", 70_000)
+	if got := status(large); got != 200 {
+		t.Errorf("beside promises: %d", got)
+	}
+	half := dial(t, addr)
+	fmt.Fprint(half, "POST /objects/room/a HTTP/1.1\r\nHost: x\r\nContent-Length: 700001\r\n\r\n"+large)
+	for deadline := time.Now().Add(10 * time.Second); g.held.Load() < 700_000 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := status(large); got != 503 {
+		t.Errorf("beside as much: %d, want 503", got)
+	}
+	if got := status("small"); got != 200 {
+		t.Errorf("a small one: %d", got)
+	}
+	half.Close()
+	for deadline := time.Now().Add(10 * time.Second); g.held.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := status(large); got != 200 {
+		t.Errorf("when it has gone: %d, %d bytes are counted", got, g.held.Load())
+	}
+}
+
 func TestUnencryptedHTTP2(t *testing.T) {
 	t.Parallel()
 	_, addr := start(t, &fake{serve: echo}, Config{})

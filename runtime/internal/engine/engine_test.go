@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
@@ -357,6 +359,16 @@ func TestMailboxLimits(t *testing.T) {
 		if _, err := w.call("x", "get", "k"); !errors.Is(err, host.ErrOverloaded) || !strings.Contains(err.Error(), "too many events") {
 			t.Errorf("the third waiting event got %v, want overloaded", err)
 		}
+		waiting := func() float64 {
+			var d dto.Metric
+			if err := w.engine.classes["script"].metrics.waiting.Write(&d); err != nil {
+				t.Fatal(err)
+			}
+			return d.GetGauge().GetValue()
+		}
+		if n := waiting(); n != 2 {
+			t.Errorf("%v events are said to wait, want 2", n)
+		}
 		pass(2 * time.Minute)
 		close(gate)
 		for range 2 {
@@ -366,6 +378,9 @@ func TestMailboxLimits(t *testing.T) {
 		}
 		if _, err := w.call("x", "get", strings.Repeat("k", 1800)); err != nil {
 			t.Errorf("the object does not work on: %v", err)
+		}
+		if n := waiting(); n != 0 {
+			t.Errorf("%v events are said to wait when none does", n)
 		}
 	})
 }

@@ -147,6 +147,7 @@ func (o *object) enqueue(ev *event) {
 	ev.queued = time.Now()
 	o.mailbox.push(ev)
 	o.bytes += ev.size
+	o.class.metrics.waiting.Inc()
 }
 
 // learnName notes a name that the object was called by. The caller has the turn.
@@ -202,6 +203,7 @@ func (o *object) drain() {
 		}
 		ev := o.mailbox.pop()
 		o.bytes -= ev.size
+		o.class.metrics.waiting.Dec()
 		if cfg := &o.reign.engine.cfg; o.room != nil && o.mailbox.len() <= cfg.MailboxEvents/2 && o.bytes <= cfg.MailboxBytes/2 {
 			close(o.room)
 			o.room = nil
@@ -470,6 +472,7 @@ func (o *object) refuseWith(err error) {
 		}
 	}
 	o.bytes = 0
+	o.class.metrics.waiting.Sub(float64(len(waiting)))
 	if o.room != nil {
 		close(o.room)
 		o.room = nil

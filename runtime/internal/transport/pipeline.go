@@ -23,6 +23,7 @@ type pipeline struct {
 
 	mu     sync.Mutex // guards what follows
 	flying []*future  // in the order they were sent
+	late   []*future  // answered, and ready is full
 	timer  *time.Timer
 	err    error // why it ended
 }
@@ -32,7 +33,7 @@ func newPipeline(g *Group, l *link) *pipeline {
 		group:  g,
 		link:   l,
 		places: make(chan struct{}, maxInFlight),
-		ready:  make(chan raft.AppendFuture, 8*maxInFlight),
+		ready:  make(chan raft.AppendFuture, maxInFlight),
 		closed: make(chan struct{}),
 	}
 }
@@ -82,23 +83,63 @@ func (p *pipeline) launch(f *future) bool {
 	return true
 }
 
-// land is called when a request has its answer.
+// land is called when a request has its answer. Its place becomes free when Raft may have it: if
+// Raft does not keep up, only when Raft has read it.
 func (p *pipeline) land(f *future) {
 	p.mu.Lock()
 	if i := slices.Index(p.flying, f); i >= 0 { // nearly always the first
 		p.flying = slices.Delete(p.flying, i, i+1)
 	}
+	landed := false
+	if len(p.late) == 0 {
+		select {
+		case p.ready <- f:
+			landed = true
+		default:
+		}
+	}
+	if !landed && p.err == nil {
+		p.late = append(p.late, f)
+		if len(p.late) == 1 {
+			p.group.net.run(p.deliver)
+		}
+	}
 	p.mu.Unlock()
-	<-p.places
-	select {
-	case p.ready <- f:
-	default:
-		p.end(errBusy) // Raft does not read any more
-		return
+	if landed {
+		<-p.places
 	}
 	if f.err != nil {
 		p.end(f.err)
 	}
+}
+
+// deliver is the goroutine that waits for Raft to read, as long as there are answers that it has
+// not kept up with, and the pipeline is open.
+func (p *pipeline) deliver() {
+	for f := p.oldestLate(); f != nil; f = p.nextLate() {
+		select {
+		case p.ready <- f:
+			<-p.places
+		case <-p.closed:
+			return
+		}
+	}
+}
+
+func (p *pipeline) oldestLate() *future {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.late[0]
+}
+
+// nextLate goes on behind what was delivered.
+func (p *pipeline) nextLate() *future {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.late = p.late[1:]; len(p.late) == 0 {
+		return nil
+	}
+	return p.late[0]
 }
 
 // expire looks whether the oldest request has waited too long. It runs on a timer, which is only
@@ -134,7 +175,8 @@ func (p *pipeline) Close() error {
 	return nil
 }
 
-// end ends the pipeline and everything in flight. One failed request goes to Raft, which ends at it.
+// end ends the pipeline and everything in flight. What has failed goes to Raft, which gives up the
+// pipeline at the first.
 func (p *pipeline) end(err error) {
 	p.mu.Lock()
 	if p.err != nil {

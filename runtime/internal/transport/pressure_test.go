@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,6 +76,43 @@ func TestPipeline(t *testing.T) {
 		if _, err := p.AppendEntries(appendRequest(1, 1), new(raft.AppendEntriesResponse)); err == nil {
 			t.Error("a closed pipeline sends")
 		}
+	})
+}
+
+// TestSlowReader has a Raft that does not read its answers for a while: nothing is lost, and no more
+// than a few requests are sent meanwhile.
+func TestSlowReader(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.start("a", nil, nil), w.start("b", nil, nil)
+		go accept(b.Raft(1))
+		p, err := a.Raft(1).AppendEntriesPipeline("b", "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const n = 100
+		var sent atomic.Int32
+		go func() {
+			for i := range n {
+				if _, err := p.AppendEntries(appendRequest(i%7, 10), new(raft.AppendEntriesResponse)); err != nil {
+					t.Error(err)
+				}
+				sent.Add(1)
+			}
+		}()
+		time.Sleep(time.Minute)
+		if k := sent.Load(); k > 2*maxInFlight {
+			t.Errorf("%d requests were sent", k)
+		}
+		for i := range n {
+			f := <-p.Consumer()
+			if err := f.Error(); err != nil || f.Response().LastLog != uint64(i%7) {
+				t.Fatalf("number %d: %v, %+v", i, err, f.Response())
+			}
+			if i == 30 {
+				time.Sleep(time.Second)
+			}
+		}
+		p.Close()
 	})
 }
 
@@ -152,9 +190,12 @@ func TestSlowWire(t *testing.T) {
 			go func() { done <- g.AppendEntries("b", "b", appendRequest(1, 900<<10), new(raft.AppendEntriesResponse)) }()
 		}
 		time.Sleep(100 * time.Millisecond)
-		if waiting := a.peer("b").bulk.current().out.bytes; waiting > bulkOutbox+maxFrame {
-			t.Errorf("%d bytes wait to be sent", waiting)
+		out := a.peer("b").bulk.current().out
+		out.mu.Lock()
+		if out.bytes > bulkOutbox+maxFrame {
+			t.Errorf("%d bytes wait to be sent", out.bytes)
 		}
+		out.mu.Unlock()
 		for range 10 {
 			start := time.Now()
 			if err := g.AppendEntries("b", "b", appendRequest(0, 0), new(raft.AppendEntriesResponse)); err != nil || time.Since(start) > 10*time.Millisecond {

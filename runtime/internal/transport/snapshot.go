@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -32,12 +33,19 @@ func (g *Group) sendSnapshot(to placement.NodeID, req *raft.InstallSnapshotReque
 		return ErrClosed
 	}
 	defer g.release(c)
-	w := &progressWriter{c, n.cfg.SnapshotTimeout}
+	w := &progressWriter{conn: c, timeout: n.cfg.SnapshotTimeout}
 	if _, err := w.Write(appendFrame(nil, head{1, g.id, kindSnapshot}, string(n.cfg.Self), req)); err != nil {
 		return err
 	}
 	copied, err := io.CopyBuffer(w, io.LimitReader(data, req.Size), make([]byte, snapshotBuffer))
 	switch {
+	case errors.Is(w.err, os.ErrDeadlineExceeded):
+		return w.err
+	case w.err != nil: // the receiver may have said why it reads no further
+		if refusal := n.awaitRestore(c, n.peer(to).name, resp); errors.As(refusal, new(remoteError)) {
+			return refusal
+		}
+		return w.err
 	case err != nil:
 		return err
 	case copied < req.Size:
@@ -83,7 +91,7 @@ func (n *Network) serveSnapshot(from placement.NodeID, nc net.Conn) {
 		n.log.Error("a node sends what is not the protocol of nodes", slog.String("peer", string(from)), slog.Any("error", err))
 		return
 	}
-	w := &progressWriter{c, n.cfg.SnapshotTimeout}
+	w := &progressWriter{conn: c, timeout: n.cfg.SnapshotTimeout}
 	answer := func(k kind, message any) error {
 		_, err := w.Write(appendFrame(nil, head{h.request, h.group, k}, string(n.cfg.Self), message))
 		return err
@@ -164,11 +172,14 @@ func (r *progressReader) Read(p []byte) (int, error) {
 type progressWriter struct {
 	conn    net.Conn
 	timeout time.Duration
+	err     error
 }
 
 func (w *progressWriter) Write(p []byte) (int, error) {
 	if err := w.conn.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
 		return 0, err
 	}
-	return w.conn.Write(p)
+	n, err := w.conn.Write(p)
+	w.err = err
+	return n, err
 }

@@ -59,7 +59,7 @@ type Config struct {
 
 	MaxSockets       int           // of the node; 262,144
 	MaxMessageBytes  int64         // of one message from a client, decompressed; 1009 beyond; 32 MiB
-	PartialBytes     int64         // of the node: messages over 4 KiB that are being received; 1013 beyond; 1 GiB
+	PartialBytes     int64         // of the node: messages over 4 KiB that are being received; 1013 beyond; 512 MiB
 	QueueFrames      int           // waiting for one client; 1008 beyond; 16,384
 	QueueBytes       int           // waiting for one client, unless it is a single message; 1008 beyond; 8 MiB
 	CompressBytes    int           // messages from this size on are compressed where the client offered it; negative: never; 512
@@ -75,7 +75,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	setDefault(&c.MaxSockets, 1<<18)
 	setDefault(&c.MaxMessageBytes, host.MaxMessageBytes)
-	setDefault(&c.PartialBytes, 1<<30)
+	setDefault(&c.PartialBytes, 1<<29)
 	setDefault(&c.QueueFrames, 16<<10)
 	setDefault(&c.QueueBytes, 8<<20)
 	setDefault(&c.CompressBytes, 512)
@@ -129,7 +129,7 @@ func New(cfg Config) *Hub {
 	cfg = cfg.withDefaults()
 	h := &Hub{cfg: cfg, log: cfg.Logger}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	h.metrics = newMetrics(h)
+	h.metrics = newMetrics()
 	h.scratch.New = func() any { return new([scratchBytes]byte) }
 	h.writers.init(h)
 	h.pulse.init(h)
@@ -249,6 +249,7 @@ func (h *Hub) Sockets(id placement.ObjectID) []host.Socket {
 func (h *Hub) Accept(ref host.Ref, a host.Socket) {
 	s := &socket{hub: h, ref: ref, id: a.ID, tags: a.Tags, attachment: a.Attachment, accepted: a.Accepted}
 	h.open.Add(1)
+	h.metrics.open.WithLabelValues(ref.Class).Inc()
 	h.enter(s)
 	h.pulse.awaitHandshake(s)
 }

@@ -355,6 +355,7 @@ func (s *socket) finish(code int, reason string, clean bool) {
 		return
 	}
 	s.hub.open.Add(-1)
+	s.hub.metrics.open.WithLabelValues(s.ref.Class).Dec()
 	s.hub.events.SocketClosed(s.ref, &host.SocketClose{Socket: s.id, Code: code, Reason: reason, Clean: clean})
 }
 
