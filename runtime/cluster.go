@@ -295,7 +295,7 @@ func (c *cluster) startGossip(ctx context.Context, self placement.Node) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), packets.Close())
 	}
-	c.gossip, err = membership.Open(membership.Config{
+	c.gossip, err = membership.Open(membership.Config{ //nolint:contextcheck // it lives until stop
 		Self:        membership.Member{ID: self.ID, Addr: self.Addr, Zone: self.Zone, Version: self.Version},
 		Cluster:     c.node.dirs.id.Cluster,
 		Advertise:   advertise,

@@ -123,7 +123,7 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if n.shards, err = newShards(n); err != nil {
+	if n.shards, err = newShards(n); err != nil { //nolint:contextcheck // what it starts lives until close
 		return err
 	}
 	cfg := topology.Config{

@@ -27,6 +27,7 @@ type shards struct {
 	disk     *shard.Disk
 	flusher  *replica.Flusher
 	scrubber *shard.Scrubber
+	sending  *replica.Limiter // of snapshots
 	metrics  *replica.Metrics
 
 	mu   sync.Mutex // guards held
@@ -55,6 +56,7 @@ func newShards(n *Node) (*shards, error) {
 		disk:     disk,
 		flusher:  replica.NewFlusher(replica.FlusherConfig{Logger: n.cfg.Logger}),
 		scrubber: shard.NewScrubber(shard.ScrubberConfig{Logger: n.cfg.Logger}),
+		sending:  replica.NewLimiter(replica.DefaultSnapshots),
 		metrics:  replica.NewMetrics(),
 		held:     make(map[placement.ShardID]*holding),
 	}, nil
@@ -134,6 +136,7 @@ func (s *shards) openOne(ctx context.Context, id placement.ShardID, record place
 		Flusher:   s.flusher,
 		Disk:      s.disk,
 		Scrubber:  s.scrubber,
+		Snapshots: s.sending,
 		Join:      !n.founds(record),
 		Lead:      n.lead,
 		OnFatal:   n.cfg.OnFatal,
@@ -143,7 +146,7 @@ func (s *shards) openOne(ctx context.Context, id placement.ShardID, record place
 	if err != nil {
 		return err
 	}
-	s.hold(id, sh)
+	s.hold(id, sh) //nolint:contextcheck // it lives until release
 	return nil
 }
 
