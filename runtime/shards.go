@@ -128,20 +128,21 @@ func (s *shards) openOne(ctx context.Context, id placement.ShardID, record place
 		return nil
 	}
 	sh, err := shard.Open(ctx, shard.Config{
-		ID:        id,
-		NodeID:    n.dirs.id.Node,
-		Path:      path,
-		Log:       n.log,
-		Transport: n.raft(shard.Group(id)),
-		Flusher:   s.flusher,
-		Disk:      s.disk,
-		Scrubber:  s.scrubber,
-		Snapshots: s.sending,
-		Join:      !n.founds(record),
-		Lead:      n.lead,
-		OnFatal:   n.cfg.OnFatal,
-		Logger:    n.cfg.Logger,
-		Metrics:   s.metrics,
+		ID:         id,
+		NodeID:     n.dirs.id.Node,
+		Path:       path,
+		Log:        n.log,
+		Transport:  n.raft(shard.Group(id)),
+		Flusher:    s.flusher,
+		Disk:       s.disk,
+		Scrubber:   s.scrubber,
+		Snapshots:  s.sending,
+		Join:       !n.founds(record),
+		Lead:       n.lead,
+		OnHandOver: n.flushSockets,
+		OnFatal:    n.cfg.OnFatal,
+		Logger:     n.cfg.Logger,
+		Metrics:    s.metrics,
 	})
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ type Config struct {
 	// after ctx has ended, with nothing left that uses the store.
 	Lead func(ctx context.Context, id placement.ShardID, store *Store)
 
+	// OnHandOver is called when everything is committed and another node is about to lead.
+	OnHandOver func(ctx context.Context) // default: nothing happens
+
 	OnFatal func(error) // when the shard cannot go on; default: exit with status 1
 
 	Logger  *slog.Logger     // default: discard
@@ -100,6 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		Flusher:     cfg.Flusher,
 		Snapshots:   cfg.Snapshots,
 		Join:        cfg.Join,
+		OnHandOver:  cfg.OnHandOver,
 		OnFatal:     cfg.OnFatal,
 		Logger:      cfg.Logger,
 		Metrics:     cfg.Metrics,
