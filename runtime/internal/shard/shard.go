@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -57,6 +58,7 @@ type Shard struct {
 	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
+	reign   atomic.Pointer[replica.Reign] // while this node owns the shard
 
 	unscrub func()
 
@@ -105,6 +107,8 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		Metrics:     cfg.Metrics,
 		SnapshotDir: filepath.Dir(cfg.Path),
 		Lead: func(ctx context.Context, reign *replica.Reign) {
+			s.reign.Store(reign)
+			defer s.reign.Store(nil)
 			cfg.Lead(ctx, cfg.ID, &Store{machine: machine, reign: reign, disk: cfg.Disk})
 		},
 	})
