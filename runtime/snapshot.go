@@ -49,11 +49,11 @@ func (a *Admin) SaveSnapshot(ctx context.Context, path string, progress Progress
 	if err := a.do(asking, http.MethodGet, "snapshot", nil, &h); err != nil {
 		return Snapshot{}, err
 	}
-	return save(ctx, path, h, progress, a.fetchShard)
+	return save(ctx, path, h, progress, saveRetry, a.fetchShard)
 }
 
 // save writes a file, with the shards that fetch returns.
-func save(ctx context.Context, path string, h backup.Header, progress Progress, fetch func(context.Context, placement.ShardID) (backup.Section, io.ReadCloser, error)) (Snapshot, error) {
+func save(ctx context.Context, path string, h backup.Header, progress Progress, retry time.Duration, fetch func(context.Context, placement.ShardID) (backup.Section, io.ReadCloser, error)) (Snapshot, error) {
 	fail := func(err error) (Snapshot, error) {
 		return Snapshot{}, fmt.Errorf("save a snapshot: %w", err)
 	}
@@ -63,7 +63,7 @@ func save(ctx context.Context, path string, h backup.Header, progress Progress, 
 	}
 	defer w.Discard()
 	for i := range h.Shards {
-		if err := saveShard(ctx, w, placement.ShardID(i), fetch); err != nil {
+		if err := saveShard(ctx, w, placement.ShardID(i), retry, fetch); err != nil {
 			return fail(err)
 		}
 		progress(i+1, h.Shards, w.Size())
@@ -76,7 +76,7 @@ func save(ctx context.Context, path string, h backup.Header, progress Progress, 
 	return s, nil
 }
 
-func saveShard(ctx context.Context, w *backup.Writer, id placement.ShardID, fetch func(context.Context, placement.ShardID) (backup.Section, io.ReadCloser, error)) error {
+func saveShard(ctx context.Context, w *backup.Writer, id placement.ShardID, retry time.Duration, fetch func(context.Context, placement.ShardID) (backup.Section, io.ReadCloser, error)) error {
 	began := time.Now()
 	for {
 		section, state, err := fetch(ctx, id)
@@ -86,8 +86,13 @@ func saveShard(ctx context.Context, w *backup.Writer, id placement.ShardID, fetc
 			broken = errors.As(err, new(*backup.SourceError))
 			_ = state.Close()
 		}
-		if err == nil || !broken || ctx.Err() != nil || time.Since(began) > saveRetry {
-			return errors.Join(context.Cause(ctx), err)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !broken || time.Since(began) >= retry:
+			return err
 		}
 		select {
 		case <-time.After(savePause):
@@ -259,7 +264,7 @@ func SaveStopped(ctx context.Context, path, data, log string, progress Progress)
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	h := backup.Header{Cluster: d.id.Cluster, Shards: d.id.Shards, Version: Version, Time: time.Now().UTC()}
-	return save(ctx, path, h, progress, func(ctx context.Context, id placement.ShardID) (backup.Section, io.ReadCloser, error) {
+	return save(ctx, path, h, progress, 0, func(ctx context.Context, id placement.ShardID) (backup.Section, io.ReadCloser, error) {
 		return d.stoppedShard(ctx, engine, id, func(err error) { report(err); cancel(err) })
 	})
 }
