@@ -79,7 +79,9 @@ func (a *area) ready(epoch placement.Epoch, owner placement.NodeID, known bool) 
 		return
 	}
 	a.epoch, a.owner, a.isReady, a.out = epoch, owner, true, time.Time{}
-	if !known {
+	if known {
+		a.each(func(c *courier) { c.knownBy(epoch) })
+	} else {
 		a.orphanAll("the object's new owner does not know the connection")
 	}
 	a.restart()
@@ -95,18 +97,14 @@ func (a *area) unready(owner placement.NodeID, epoch placement.Epoch) {
 }
 
 // restart delivers anew what is not settled. The caller holds mu.
-func (a *area) restart() {
-	for _, ro := range a.rooms {
-		for _, c := range ro.couriers {
-			c.restart()
-		}
-	}
-}
+func (a *area) restart() { a.each((*courier).restart) }
 
-func (a *area) orphanAll(why string) {
+func (a *area) orphanAll(why string) { a.each(func(c *courier) { c.orphan(why) }) }
+
+func (a *area) each(fn func(*courier)) {
 	for _, ro := range a.rooms {
 		for _, c := range ro.couriers {
-			c.orphan(why)
+			fn(c)
 		}
 	}
 }
@@ -150,13 +148,11 @@ func (a *area) look() {
 
 // giveUp closes the sockets that have something to deliver.
 func (a *area) giveUp() {
-	for _, ro := range a.rooms {
-		for _, c := range ro.couriers {
-			if c.waits() {
-				c.orphan("the object has no owner")
-			}
+	a.each(func(c *courier) {
+		if c.waits() {
+			c.orphan("the object has no owner")
 		}
-	}
+	})
 }
 
 // accept makes a new socket known to the hub, with a courier for it.
@@ -173,7 +169,7 @@ func (a *area) accept(epoch placement.Epoch, ref host.Ref, s host.Socket) {
 		a.rooms[ref.ID] = ro
 	}
 	ro.saw(s.Seen)
-	ro.couriers[s.ID] = &courier{area: a, ref: ref, id: s.ID, attempt: 1, fresh: true}
+	ro.couriers[s.ID] = &courier{area: a, ref: ref, id: s.ID, attempt: 1, fresh: true, known: epoch}
 	a.r.hub.Accept(ref, s)
 }
 

@@ -27,8 +27,9 @@ type courier struct {
 	orphaned bool // the object does not get its messages any more, only its end
 	failed   *host.SocketError
 	closed   *host.SocketClose
-	toldEnd  bool          // in this attempt
-	space    chan struct{} // closed when there is room for another message
+	known    placement.Epoch // the last one whose owner knew the socket
+	toldEnd  bool            // in this attempt
+	space    chan struct{}   // closed when there is room for another message
 }
 
 // A parcel is a message on its way.
@@ -219,7 +220,7 @@ func (c *courier) sendAll(owner placement.NodeID, epoch placement.Epoch) {
 		link.tell(&frame{kind: kindFailed, epoch: epoch, ref: c.ref, socket: c.id, attempt: c.attempt, first: c.fresh, text: text[:min(len(text), maxTextBytes)]})
 		c.fresh = false
 	}
-	link.tell(&frame{kind: kindClosed, epoch: epoch, ref: c.ref, socket: c.id, attempt: c.attempt, first: c.fresh, code: c.closed.Code, text: c.closed.Reason[:min(len(c.closed.Reason), maxTextBytes)], flag: c.closed.Clean})
+	link.tell(&frame{kind: kindClosed, epoch: epoch, ref: c.ref, socket: c.id, attempt: c.attempt, number: uint64(c.known), first: c.fresh, code: c.closed.Code, text: c.closed.Reason[:min(len(c.closed.Reason), maxTextBytes)], flag: c.closed.Clean})
 	c.fresh, c.toldEnd = false, true
 }
 
@@ -284,6 +285,13 @@ func (c *courier) refused(attempt uint64) {
 	if attempt == c.attempt {
 		c.rewind()
 	}
+}
+
+// knownBy notes that a reign knows the socket.
+func (c *courier) knownBy(epoch placement.Epoch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known = epoch
 }
 
 // restart is refused for whatever attempt it is.

@@ -61,7 +61,7 @@ const (
 	// A gateway to the owner.
 	kindSockets // its members of a shard; flag: these are the last
 	kindMessage // flag: binary
-	kindClosed  // flag: clean
+	kindClosed  // flag: clean; number: the last epoch whose owner knew the socket
 	kindFailed
 
 	kinds
@@ -109,7 +109,7 @@ var layout = [kinds]field{
 	kindUnknown:   hasObject | hasSocket,
 	kindSockets:   hasEpoch | hasShard | hasFlag | hasMembers,
 	kindMessage:   hasEpoch | hasObject | hasSocket | hasAttempt | hasNumber | hasFlag | hasFirst | hasWhen | hasData,
-	kindClosed:    hasEpoch | hasRef | hasSocket | hasAttempt | hasCode | hasText | hasFlag | hasFirst,
+	kindClosed:    hasEpoch | hasRef | hasSocket | hasAttempt | hasNumber | hasCode | hasText | hasFlag | hasFirst,
 	kindFailed:    hasEpoch | hasRef | hasSocket | hasAttempt | hasText | hasFirst,
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
 
@@ -89,11 +90,11 @@ func (g *reign) takeStrange(p *peer, f *frame) {
 	case kindClosed:
 		_, was := g.ended[f.socket]
 		_, e := g.find(f.ref.ID, f.socket)
-		if was || e != nil || g.told[p.id] {
-			delete(g.ended, f.socket)
+		if was || e != nil || placement.Epoch(f.number) == g.epoch { // the object knows
 			p.link.tell(&frame{kind: kindForget, epoch: g.epoch, object: f.ref.ID, socket: f.socket})
 			return
 		}
+		g.ended[f.socket] = struct{}{}
 		e = g.add(f.ref, host.Socket{ID: f.socket, Gateway: p.id, Closing: true})
 		g.closeEntry(e, &host.SocketClose{Socket: f.socket, Code: f.code, Reason: f.text, Clean: f.flag})
 	default:

@@ -397,6 +397,25 @@ func (l *link) cut() {
 	l.failed = true
 }
 
+// flush waits until the peer has processed what is in the queue now, or does not seem to be there.
+func (l *link) flush(ctx context.Context) error {
+	l.mu.Lock()
+	session, upTo := l.session, l.acked+uint64(len(l.queue))
+	l.mu.Unlock()
+	for !l.reached(session, upTo) && !l.suspect() {
+		if !pause(ctx, time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (l *link) reached(session, n uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.session != session || l.acked >= n
+}
+
 // idle reports whether the peer has processed everything.
 func (l *link) idle() bool {
 	l.mu.Lock()

@@ -30,7 +30,7 @@ type reign struct {
 	objects map[placement.ObjectID]*roster
 	waiting map[placement.NodeID]bool       // gateways that have been asked
 	told    map[placement.NodeID]bool       // those that know of the reign; true if the reign knows their sockets, too
-	ended   map[host.SocketID]struct{}      // sockets whose gateway was given up, after their close event
+	ended   map[host.SocketID]struct{}      // sockets that the reign did not know, and whose end it has told
 	autos   map[placement.ObjectID]struct{} // objects here that have set automatic responses
 }
 
@@ -313,7 +313,6 @@ func (g *reign) dropGateway(p *peer) {
 				continue
 			}
 			g.leave(ro, e)
-			g.ended[e.sock.ID] = struct{}{}
 			g.closeEntry(e, &host.SocketClose{Socket: e.sock.ID, Code: closeAbnormal})
 		}
 	}

@@ -201,6 +201,18 @@ func (r *Relay) Stop(ctx context.Context) error {
 	return err
 }
 
+// Flush waits until the nodes that can be reached have processed all that has been sent to them so
+// far. Before an owner hands a shard over, this spares the sockets whose last frames would
+// otherwise come behind the new owner's.
+func (r *Relay) Flush(ctx context.Context) error {
+	for _, p := range r.allPeers() {
+		if err := p.link.flush(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // settled reports whether nothing need be said to anybody.
 func (r *Relay) settled() bool {
 	for i := range r.areas {

@@ -106,13 +106,13 @@ func openDropped(t *testing.T, fs *vfs.MemFS, tr memTransport, discard func() er
 func TestForgottenVotes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		transports, members := group(t, 3)
-		reign := <-members[0].reigns
+		<-members[0].reigns
 		enlist(t, members[0], "node-2", "node-3")
 		if err := members[0].HandOver(t.Context(), "node-2"); err != nil {
 			t.Fatal(err)
 		}
 		leader, founder := members[1], members[0]
-		reign = <-leader.reigns
+		reign := <-leader.reigns
 		time.Sleep(time.Second)
 		if err := errors.Join(leader.Demote(t.Context(), "node-1", 0), leader.Remove(t.Context(), "node-1", 0), commit(reign, "x")); err != nil {
 			t.Fatal(err)

@@ -25,12 +25,12 @@ func TestLeaderGone(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				transports, members := group(t, 5)
-				reign := <-members[0].reigns
+				<-members[0].reigns
 				enlist(t, members[0], "node-2", "node-3", "node-4", "node-5")
 				if err := members[0].HandOver(t.Context(), "node-3"); err != nil {
 					t.Fatal(err)
 				}
-				reign = <-members[2].reigns
+				reign := <-members[2].reigns
 				time.Sleep(time.Second)
 				cut := func(i int) {
 					for _, tr := range transports {

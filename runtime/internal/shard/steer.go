@@ -129,10 +129,10 @@ func (h *helm) turn(ctx context.Context) (pause time.Duration) {
 	}
 	scene, at := h.look()
 	st := scene.next()
-	switch st.kind {
-	case rest:
+	if st.kind == rest {
 		return restPause
-	case wait:
+	}
+	if st.kind == wait {
 		return waitPause
 	}
 	log := h.shard.log.With(slog.Uint64("epoch", uint64(epoch)), slog.String("step", string(st.kind)), slog.String("member", string(st.node)))
@@ -193,6 +193,7 @@ func (h *helm) take(ctx context.Context, st step, at uint64) error {
 		return r.Remove(ctx, st.node, at)
 	case handOver:
 		return r.HandOver(ctx, st.node)
+	default:
+		return nil
 	}
-	return nil
 }

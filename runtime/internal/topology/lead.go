@@ -15,14 +15,15 @@ import (
 
 // Timing of the leader's watch.
 const (
-	roundEvery   = time.Second
-	roundsApart  = 100 * time.Millisecond // even if there is news all the time
-	askTimeout   = time.Second
-	downAfter    = 3 * time.Second // without an answer; at once, if the node is suspected
-	stepTimeout  = 5 * time.Second
-	stepsAtOnce  = 16 // changes of the group's members in one round
-	askedAtOnce  = 32
-	plansTimeout = 5 * time.Second
+	roundEvery    = time.Second
+	roundsApart   = 100 * time.Millisecond // even if there is news all the time
+	askTimeout    = time.Second
+	askedAtOnce   = 32
+	downAfter     = 3 * time.Second // without an answer; at once, if the node is suspected
+	newcomerPause = 3 * time.Second // without plans, after a node has joined
+	planTimeout   = 5 * time.Second
+	stepTimeout   = 5 * time.Second
+	stepsAtOnce   = 16 // changes of the group's members in one round
 )
 
 // lead is the reign over the placement group.
@@ -112,7 +113,7 @@ func (o *overseer) found(ctx context.Context) {
 
 // attempt commits a command of the leader's own. What comes of it the next round will see.
 func (o *overseer) attempt(ctx context.Context, what string, c command) {
-	ctx, cancel := context.WithTimeout(ctx, plansTimeout)
+	ctx, cancel := context.WithTimeout(ctx, planTimeout)
 	defer cancel()
 	if err := o.commit(ctx, c); err != nil && ctx.Err() == nil {
 		o.log.Warn("the placement table was not changed", slog.String("change", what), slog.String("reason", err.Error()))
@@ -273,8 +274,23 @@ func (o *overseer) publish(s *State, v placement.View, led map[placement.ShardID
 	o.health.Store(h)
 }
 
+// newcomers reports whether a node has joined a moment ago. More may follow: what was planned for
+// two nodes would be undone for three.
+func (o *overseer) newcomers(s *State) bool {
+	for _, n := range s.Present() {
+		at, ok := o.noticed[n.ID]
+		if !ok || at != o.since && time.Since(at) < newcomerPause {
+			return true
+		}
+	}
+	return false
+}
+
 // plan has the records changed as the rules say.
 func (o *overseer) plan(ctx context.Context, s *State, v placement.View) {
+	if o.newcomers(s) {
+		return
+	}
 	moves := placement.Plan(&s.Cluster, v, s.MaxMoving())
 	if len(moves) == 0 {
 		return

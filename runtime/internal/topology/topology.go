@@ -250,8 +250,11 @@ func (t *Topology) Suspect(id placement.NodeID) {
 	}
 }
 
-// handOverTimeout bounds how long Stop waits for another one to lead the group.
-const handOverTimeout = 2 * time.Second
+// Stop waits so long for another one to lead the group, and asks so often who could.
+const (
+	handOverTimeout = 2 * time.Second
+	heirPause       = 20 * time.Millisecond
+)
 
 // Stop hands over the group's leadership, if it has it and there is an heir, and makes the
 // table durable. It waits no longer than ctx lasts for changes under way. It may be called twice.
@@ -265,19 +268,36 @@ func (t *Topology) Stop(ctx context.Context) error {
 	return t.stopErr
 }
 
+// abdicate hands over to a voter that has caught up. If this node was elected a moment ago,
+// the others have yet to say that they have.
 func (t *Topology) abdicate(ctx context.Context) {
-	if t.reign.Load() == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
-	members := t.replica.Members()
-	for _, id := range members.Voters() {
-		if id != t.cfg.Self.ID && members.CaughtUp(id) {
-			if err := t.replica.HandOver(ctx, id); err != nil {
+	for t.reign.Load() != nil && ctx.Err() == nil {
+		members := t.replica.Members()
+		if len(members.Voters()) < 2 {
+			return
+		}
+		if heir, ok := t.heir(members); ok {
+			if err := t.replica.HandOver(ctx, heir); err != nil {
 				t.log.Warn("the placement group must elect a leader", slog.String("reason", err.Error()))
 			}
 			return
 		}
+		pause(ctx, heirPause)
 	}
+}
+
+// heir returns who should lead after this node: preferably one that does not leave itself.
+func (t *Topology) heir(members replica.Membership) (heir placement.NodeID, ok bool) {
+	s := t.State()
+	for _, id := range members.Voters() {
+		if id == t.cfg.Self.ID || !members.CaughtUp(id) {
+			continue
+		}
+		if heir, ok = id, true; s.Nodes[id].State == placement.NodeUp {
+			break
+		}
+	}
+	return heir, ok
 }

@@ -327,3 +327,38 @@ func TestJoinIsRefused(t *testing.T) {
 		}
 	})
 }
+
+// A leader that leaves or stops hands over before: there is no election to wait for.
+func TestLeaderGoesInGoodOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.found("a", 4)
+		b, c := w.join("b"), w.join("c")
+		w.voters(3)
+		w.settled(3)
+		if err := a.Leave(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("another one leads", func() bool { return w.leader() != a })
+		if owns(w.leader().State(), "a") {
+			w.leader().until("a owns nothing", func(s *State) bool { return !owns(s, "a") })
+		}
+		next := w.leader()
+		began := time.Now()
+		if err := next.Stop(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("the third one leads", func() bool {
+			return w.leader() != next
+		})
+		if took := time.Since(began); took > 500*time.Millisecond {
+			t.Errorf("without a leader for %v", took)
+		}
+		if err := b.Return(t.Context(), "a"); next != b && err != nil {
+			t.Error(err)
+		}
+		if err := c.Return(t.Context(), "a"); next != c && err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -19,7 +19,7 @@ type comings struct {
 // await returns a socket, for which it waits a while if it is not there yet; nil if it does
 // not come.
 func (h *Hub) await(ctx context.Context, id placement.ObjectID, wanted host.SocketID) *socket {
-	if s := h.find(id, wanted); s != nil || h.cfg.AcceptWait < 0 {
+	if s := h.find(id, wanted); s != nil || h.cfg.AcceptWait <= 0 {
 		return s
 	}
 	arrived := h.comings.wait(wanted)

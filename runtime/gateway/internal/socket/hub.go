@@ -65,7 +65,7 @@ type Config struct {
 	CompressBytes    int           // messages from this size on are compressed where the client offered it; negative: never; 512
 	PingInterval     time.Duration // a client silent for three of these is dead; 20 s
 	HandshakeTimeout time.Duration // from Accept to Adopt; 10 s
-	AcceptWait       time.Duration // how long Adopt waits for Accept, which may come by another way; negative: not at all; 5 s
+	AcceptWait       time.Duration // how long Adopt waits for Accept, which in a cluster comes by another way; not at all
 	CloseTimeout     time.Duration // for the client's answer to a close frame; 5 s
 	WriteTimeout     time.Duration // for a slow client to take 64 KiB; 20 s
 	Gather           time.Duration // large broadcasts of one object that follow each other faster wait for each other; negative: never; 2 ms
@@ -82,7 +82,6 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.CompressBytes, 512)
 	setDefault(&c.PingInterval, 20*time.Second)
 	setDefault(&c.HandshakeTimeout, 10*time.Second)
-	setDefault(&c.AcceptWait, 5*time.Second)
 	setDefault(&c.CloseTimeout, 5*time.Second)
 	setDefault(&c.WriteTimeout, 20*time.Second)
 	setDefault(&c.Gather, 2*time.Millisecond)
