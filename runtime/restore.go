@@ -153,7 +153,7 @@ func (r *restore) shards(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		err = shard.Restore(log, r.dirs.shard(s.Shard), r.dirs.id.Node, s, attentive{ctx, state})
+		err = shard.Restore(log, r.dirs.shard(s.Shard), r.dirs.id.Node, s, attentive{ctx, state}) //nolint:contextcheck // the reader ends with ctx
 		if cause := errors.Join(context.Cause(ctx), r.in.Err()); cause != nil {
 			return cause // not what followed from it
 		}

@@ -72,7 +72,7 @@ func saveRunning(ctx context.Context, secret, at, path string, stderr io.Writer)
 	if err != nil {
 		return runtime.Snapshot{}, err
 	}
-	defer func() { _ = admin.Close() }() // nothing is under way
+	defer func() { _ = admin.Close() }() //nolint:contextcheck // nothing is under way any more
 	return admin.SaveSnapshot(ctx, path, progress(stderr))
 }
 

@@ -40,7 +40,7 @@ func (s *Shard) Snapshot(ctx context.Context) (backup.Section, io.ReadCloser, er
 	case <-ctx.Done():
 		return fail(context.Cause(ctx))
 	}
-	meta, state, err := s.replica.Snapshot()
+	meta, state, err := s.replica.Snapshot() //nolint:contextcheck // it lasts until the reader is closed, or idle for too long
 	if err != nil {
 		return fail(err)
 	}
