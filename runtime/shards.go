@@ -3,9 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -119,7 +117,7 @@ func (s *shards) open(ctx context.Context) error {
 
 func (s *shards) openOne(ctx context.Context, id placement.ShardID, record placement.Shard) error {
 	n := s.node
-	path := filepath.Join(n.dirs.shards(), fmt.Sprintf("%04d.db", id))
+	path := n.dirs.shard(id)
 	held, err := shard.Holds(n.log, id, path)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -60,6 +61,7 @@ type Shard struct {
 	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
+	reign   atomic.Pointer[replica.Reign] // while this node owns the shard
 
 	unscrub func()
 
@@ -109,6 +111,8 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		Metrics:     cfg.Metrics,
 		SnapshotDir: filepath.Dir(cfg.Path),
 		Lead: func(ctx context.Context, reign *replica.Reign) {
+			s.reign.Store(reign)
+			defer s.reign.Store(nil)
 			cfg.Lead(ctx, cfg.ID, &Store{machine: machine, reign: reign, disk: cfg.Disk})
 		},
 	})
