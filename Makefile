@@ -3,13 +3,16 @@
 GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test race e2e browser lint fmt bench
+.PHONY: help run cluster build test race e2e browser lint fmt bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## run a node on 127.0.0.1:8787 with its data in ./holdfast-data
 	go run ./cmd/node
+
+cluster: ## run three nodes on loopback that form a cluster, with their data in ./holdfast-cluster
+	sh scripts/cluster.sh
 
 build: ## build bin/holdfast
 	CGO_ENABLED=0 go build -trimpath -o bin/holdfast ./cmd/node

@@ -140,7 +140,7 @@ func request(method, path string) []byte {
 	if method == "POST" {
 		length = "Content-Length: 0\r\n"
 	}
-	return []byte(method + " " + path + " HTTP/1.1\r\nHost: bench\r\n" + length + "\r\n")
+	return []byte(method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n")
 }
 
 // An httpConn is one HTTP/1.1 connection with one request under way at a time.

@@ -115,7 +115,7 @@ type fanOut struct {
 // members is the client side of a fanOut while it runs.
 type members struct {
 	sockets   []*socket
-	http      *httpConn
+	posts     chan []byte // requests for the HTTP clients to send
 	delivered atomic.Int64
 	lost      atomic.Pointer[error]
 	latency   histogram // as seen by the first member; owned by its reader
@@ -162,7 +162,7 @@ func (b *bench) compareFanOut(ctx context.Context, label string, node, yardstick
 }
 
 func (f fanOut) join(ctx context.Context) (*members, error) {
-	m := &members{}
+	m := &members{posts: make(chan []byte)}
 	for i := range roomMembers {
 		s, err := dialSocket(ctx, f.server.addr, f.path(i))
 		if err != nil {
@@ -172,20 +172,35 @@ func (f fanOut) join(ctx context.Context) (*members, error) {
 		m.sockets = append(m.sockets, s)
 		m.wg.Go(func() { m.read(i, s, f.counts) })
 	}
-	var err error
-	if m.http, err = dialHTTP(ctx, f.server.addr); err != nil {
-		m.leave()
+	for range publishers {
+		c, err := dialHTTP(ctx, f.server.addr)
+		if err != nil {
+			m.leave()
+			return nil, err
+		}
+		m.wg.Go(func() { m.post(c) })
 	}
-	return m, err
+	return m, nil
+}
+
+// publishers are the HTTP clients that publish where no member does.
+const publishers = 16
+
+// post sends requests until there are no more.
+func (m *members) post(c *httpConn) {
+	defer c.Close()
+	for request := range m.posts {
+		if _, err := c.do(request); err != nil {
+			m.lost.CompareAndSwap(nil, &err)
+		}
+	}
 }
 
 func (m *members) leave() {
 	for _, s := range m.sockets {
 		_ = s.Close()
 	}
-	if m.http != nil {
-		_ = m.http.Close()
-	}
+	close(m.posts)
 	m.wg.Wait()
 }
 
@@ -259,8 +274,8 @@ func say(m *members, n int) error {
 }
 
 func incrementOver(m *members, _ int) error {
-	_, err := m.http.do(increment("bench"))
-	return err
+	m.posts <- increment("bench")
+	return nil
 }
 
 // stamped returns when a message was sent, if it says so.

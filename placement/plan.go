@@ -16,6 +16,7 @@ type NodeState string
 // The states of a node.
 const (
 	NodeUp       NodeState = "up"       // holds replicas and owns shards
+	NodeLeaving  NodeState = "leaving"  // gives up what it owns, and keeps its replicas: it will be back
 	NodeDraining NodeState = "draining" // gives up what it owns, and its replicas if there is another place for them
 	NodeRemoved  NodeState = "removed"  // will not come back; its ID is never used again
 )
@@ -23,7 +24,8 @@ const (
 // A Node is what the cluster knows of one of its nodes.
 type Node struct {
 	ID      NodeID    `json:"id"`
-	Addr    string    `json:"addr"` // host:port that other nodes reach it at
+	Addr    string    `json:"addr"`             // host:port that other nodes reach it at
+	Gossip  string    `json:"gossip,omitempty"` // host:port of its gossip
 	Zone    string    `json:"zone,omitempty"`
 	Version string    `json:"version"`
 	State   NodeState `json:"state"`
@@ -33,6 +35,7 @@ type Node struct {
 type Shard struct {
 	Replicas []NodeID `json:"replicas"` // in order of their IDs
 	Owner    NodeID   `json:"owner"`    // the replica that should lead
+	Version  uint64   `json:"version"`  // of this record: a change of it raises it by one
 }
 
 // A Cluster is the whole of what placement decides about.
@@ -47,11 +50,13 @@ type View struct {
 	Lost   map[NodeID]bool  // not seen for so long that its replicas are to be made anew elsewhere
 	Down   map[NodeID]bool  // not seen at the moment, lost nodes included
 	Moving map[ShardID]bool // the replicas are not yet those that are wanted
+	Unled  map[ShardID]bool // nobody is known to lead it: its replicas are left alone, and it does not count as moving
 }
 
-// A Move is a change of one shard's record.
+// A Move is a change of one shard's record. Its Version is that of the record it is based
+// upon; if the shard has another one by now, the move is not to be made.
 type Move struct {
-	ID ShardID
+	ID ShardID `json:"id"`
 	Shard
 }
 
@@ -89,7 +94,7 @@ func Plan(c *Cluster, v View, maxMoving int) []Move {
 type planner struct {
 	c      *Cluster
 	v      View
-	nodes  []NodeID // those that may be given replicas, in order
+	nodes  []NodeID // those whose replicas may stay, in order
 	shards []Shard  // as they will be
 	held   map[NodeID]int
 	owned  map[NodeID]int
@@ -99,7 +104,7 @@ type planner struct {
 func newPlanner(c *Cluster, v View) *planner {
 	p := &planner{c: c, v: v, held: make(map[NodeID]int), owned: make(map[NodeID]int), moving: len(v.Moving)}
 	for _, id := range slices.Sorted(maps.Keys(c.Nodes)) {
-		if c.Nodes[id].State == NodeUp && !v.Lost[id] {
+		if keeps(c.Nodes[id].State) && !v.Lost[id] {
 			p.nodes = append(p.nodes, id)
 		}
 	}
@@ -114,13 +119,31 @@ func newPlanner(c *Cluster, v View) *planner {
 	return p
 }
 
+// keeps reports whether a node in that state may keep its replicas.
+func keeps(s NodeState) bool { return s == NodeUp || s == NodeLeaving }
+
+// takes reports whether a node may be given replicas.
+func (p *planner) takes(n NodeID) bool { return p.c.Nodes[n].State == NodeUp && !p.v.Down[n] }
+
 // may reports whether a shard may begin to move, and notes that it does.
 func (p *planner) may(id ShardID, maxMoving int) bool {
-	if p.v.Moving[id] || p.moving >= maxMoving {
+	if p.busy(id) || p.moving >= maxMoving {
 		return false
 	}
 	p.moving++
 	return true
+}
+
+// busy reports whether a shard's replicas are to be left alone for now.
+func (p *planner) busy(id ShardID) bool { return p.v.Moving[id] || p.v.Unled[id] }
+
+// mayMend is may for a shard with that many replicas in bad places. It may change its mind while it
+// moves: the node that it moves to may be the one that was lost, and then it would never arrive.
+func (p *planner) mayMend(id ShardID, bad, maxMoving int) bool {
+	if p.v.Moving[id] && bad > 0 {
+		return true // it is counted already
+	}
+	return p.may(id, maxMoving)
 }
 
 // mend gives every shard as many replicas as it should have, on nodes that are there.
@@ -137,7 +160,7 @@ func (p *planner) mend(maxMoving int) {
 		if bad == 0 && len(s.Replicas) == want {
 			continue
 		}
-		next := slices.Clone(s.Replicas)
+		next, misplaced := slices.Clone(s.Replicas), bad
 		for len(next) < want {
 			if !p.grow(&next) {
 				break
@@ -159,7 +182,7 @@ func (p *planner) mend(maxMoving int) {
 		if slices.Equal(next, s.Replicas) {
 			continue
 		}
-		if !p.may(id, maxMoving) {
+		if !p.mayMend(id, misplaced, maxMoving) {
 			p.restore(next, s.Replicas)
 			continue
 		}
@@ -182,7 +205,7 @@ func (p *planner) grow(list *[]NodeID) bool {
 	zones := p.zones(*list)
 	best, found := NodeID(""), false
 	for _, n := range p.nodes {
-		if slices.Contains(*list, n) || p.v.Down[n] {
+		if slices.Contains(*list, n) || !p.takes(n) {
 			continue
 		}
 		if !found || p.better(n, best, zones) {
@@ -247,7 +270,7 @@ func (p *planner) worst(list []NodeID) NodeID {
 func (p *planner) widen(maxMoving int) {
 	for i := range p.shards {
 		s := &p.shards[i]
-		if p.changed(i) || p.v.Moving[ShardID(i)] {
+		if p.changed(i) || p.busy(ShardID(i)) {
 			continue
 		}
 		next := slices.Clone(s.Replicas)
@@ -278,7 +301,7 @@ func (p *planner) levelOne(maxMoving int) bool {
 	byLoad := slices.Clone(p.nodes)
 	slices.SortStableFunc(byLoad, func(a, b NodeID) int { return cmp.Compare(p.held[a], p.held[b]) })
 	for _, to := range byLoad {
-		if p.v.Down[to] {
+		if !p.takes(to) {
 			continue
 		}
 		for _, from := range slices.Backward(byLoad) {
@@ -287,7 +310,7 @@ func (p *planner) levelOne(maxMoving int) bool {
 			}
 			for i := range p.shards {
 				s := &p.shards[i]
-				if !slices.Contains(s.Replicas, from) || slices.Contains(s.Replicas, to) || p.v.Moving[ShardID(i)] {
+				if !slices.Contains(s.Replicas, from) || slices.Contains(s.Replicas, to) || p.busy(ShardID(i)) {
 					continue
 				}
 				if p.changed(i) || p.spread(s.Replicas, from, to) < p.spread(s.Replicas, "", "") || !p.may(ShardID(i), maxMoving) {

@@ -195,6 +195,79 @@ func TestRemovedNode(t *testing.T) {
 	check(t, c, placement.View{}, 3)
 }
 
+// A node that leaves for a while owns nothing, keeps its replicas and is given none.
+func TestLeavingNode(t *testing.T) {
+	t.Parallel()
+	c := cluster(4, 32, 1)
+	settle(t, c, placement.View{})
+	n := c.Nodes[name(1)]
+	n.State = placement.NodeLeaving
+	c.Nodes[name(1)] = n
+	if moves := settle(t, c, placement.View{}); moves != 0 {
+		t.Errorf("%d shards moved for a node that will be back", moves)
+	}
+	for i, s := range c.Shards {
+		if s.Owner == name(1) {
+			t.Errorf("shard %d is to be led by a node that leaves", i)
+		}
+	}
+	v := placement.View{Lost: map[placement.NodeID]bool{name(0): true}, Down: map[placement.NodeID]bool{name(0): true}}
+	before := held(c, name(1))
+	settle(t, c, v)
+	if after := held(c, name(1)); after != before {
+		t.Errorf("the node that leaves has %d replicas, had %d", after, before)
+	}
+}
+
+func held(c *placement.Cluster, id placement.NodeID) (n int) {
+	for _, s := range c.Shards {
+		if slices.Contains(s.Replicas, id) {
+			n++
+		}
+	}
+	return n
+}
+
+// A shard on its way to a node that is lost is sent elsewhere, however many move.
+func TestLostOnTheWay(t *testing.T) {
+	t.Parallel()
+	c := cluster(4, 8, 1)
+	settle(t, c, placement.View{})
+	v := placement.View{Lost: map[placement.NodeID]bool{name(3): true}, Moving: make(map[placement.ShardID]bool)}
+	v.Down = v.Lost
+	for i, s := range c.Shards {
+		if slices.Contains(s.Replicas, name(3)) {
+			v.Moving[placement.ShardID(i)] = true
+		}
+	}
+	for _, m := range placement.Plan(c, v, 1) {
+		c.Shards[m.ID] = m.Shard
+	}
+	check(t, c, v, 3)
+}
+
+// A shard that nobody leads keeps its replicas, and holds up no other.
+func TestUnledShard(t *testing.T) {
+	t.Parallel()
+	c := cluster(4, 8, 1)
+	settle(t, c, placement.View{})
+	v := placement.View{Lost: map[placement.NodeID]bool{name(3): true}, Unled: make(map[placement.ShardID]bool)}
+	v.Down = v.Lost
+	for i := range 4 {
+		v.Unled[placement.ShardID(i)] = true
+	}
+	before := slices.Clone(c.Shards)
+	settle(t, c, v)
+	for i, s := range c.Shards {
+		switch gone := slices.Contains(s.Replicas, name(3)); {
+		case i < 4 && !slices.Equal(s.Replicas, before[i].Replicas):
+			t.Errorf("shard %d, which nobody leads, was moved", i)
+		case i >= 4 && gone:
+			t.Errorf("shard %d still has a replica on a node that is lost", i)
+		}
+	}
+}
+
 // Whatever happens to nodes, plans come to rest in a good place.
 func TestRandomHistories(t *testing.T) {
 	t.Parallel()

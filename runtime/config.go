@@ -2,15 +2,17 @@ package runtime
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
-	"github.com/holdfast-run/holdfast/runtime/durable"
+	"github.com/holdfast-run/holdfast/runtime/gateway"
 )
+
+// ErrConfiguration is what an error of [Start] matches if a setting makes no sense.
+var ErrConfiguration = errors.New("configuration")
 
 // Config says how a [Node] is built. Every zero value means the default given.
 type Config struct {
@@ -28,6 +30,11 @@ type Config struct {
 	Listen string
 	// Listener is used instead of Listen if it is not nil. The node closes it.
 	Listener net.Listener
+	// Hosts lists the names under which clients may address the node, without ports
+	// ("app.example.com", "*.example.com", or "*" for any). IP addresses and localhost are always
+	// fine. By default a node that listens on loopback has no further name, so that no web page can
+	// pass itself off as the node's own by DNS rebinding; any other node answers to every name.
+	Hosts []string
 	// Origins lists the foreign origins whose pages may open WebSockets, call methods and
 	// create objects: hosts ("app.example.com", "*.example.com") or origins with their
 	// scheme. The node's own pages always may.
@@ -40,6 +47,10 @@ type Config struct {
 	IdleAfter time.Duration
 	// StopTimeout bounds how long Stop waits for requests and events under way; 10 s.
 	StopTimeout time.Duration
+
+	// Cluster makes the node one of several. Nil: it runs alone, and nothing but its front door
+	// listens. A node that ran alone can be given a Cluster later.
+	Cluster *Cluster
 
 	// Logger gets what an operator should know. Default: nobody does.
 	Logger *slog.Logger
@@ -59,6 +70,10 @@ func (c Config) withDefaults() Config {
 	if c.StopTimeout == 0 {
 		c.StopTimeout = 10 * time.Second
 	}
+	if c.Cluster != nil {
+		cluster := c.Cluster.withDefaults()
+		c.Cluster = &cluster
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -72,7 +87,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) check(defs []durable.Definition) error {
+func (c Config) check() error {
 	if c.Shards != 0 {
 		if _, err := placement.Even(c.Shards); err != nil {
 			return err
@@ -81,10 +96,15 @@ func (c Config) check(defs []durable.Definition) error {
 	if c.MaxBodyBytes < 0 || c.IdleAfter < 0 || c.StopTimeout < 0 {
 		return errors.New("a limit or a time is negative")
 	}
-	for _, d := range defs {
-		if needs := d.Info().Needs; len(needs) > 0 {
-			return fmt.Errorf("class %q needs the binding %q, which is not configured", d.Name(), needs[0])
+	if c.Cluster != nil {
+		if err := c.Cluster.check(); err != nil {
+			return err
 		}
 	}
-	return nil
+	return c.door().Check()
+}
+
+// door is the gateway's part of the configuration.
+func (c Config) door() gateway.Config {
+	return gateway.Config{Logger: c.Logger, MaxBodyBytes: c.MaxBodyBytes, Hosts: c.Hosts, OriginPatterns: c.Origins}
 }

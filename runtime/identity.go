@@ -23,8 +23,11 @@ type identity struct {
 	Node    placement.NodeID `json:"node"`
 	Cluster string           `json:"cluster"`
 	Shards  int              `json:"shards"`
+	// Joined is set if the cluster was there before the node.
+	Joined bool `json:"joined,omitempty"`
 	// Unborn is set in the data directory until the log directory has its copy:
-	// a crash in between leaves a pair that is completed, not refused.
+	// a crash in between leaves a pair that is completed, not refused. As long as there is no
+	// Cluster either, the node has only an ID, which it looks for a cluster with.
 	Unborn bool `json:"unborn,omitempty"`
 }
 
@@ -35,6 +38,7 @@ const (
 	identityFile = "node.json"
 	lockFile     = "LOCK"
 	shardsDir    = "shards"
+	tableFile    = "placement.table"
 	logDir       = "log" // of the data directory, unless Config.Log names another
 	walDir       = "raft"
 )
@@ -43,6 +47,7 @@ const (
 //
 //	DATA/node.json     who the node is
 //	DATA/LOCK          held while a node runs
+//	DATA/placement.table  which nodes there are, and who holds which shard
 //	DATA/shards/       the applied state, one file per shard
 //	LOG/node.json      the same identity
 //	LOG/LOCK           held while a node runs
@@ -56,8 +61,8 @@ type dirs struct {
 }
 
 // openDirs takes possession of a node's directories, and makes them if they are
-// missing or empty. A shards of 0 means what is stored, or the default. Every error
-// is one sentence that an operator can act upon.
+// missing or empty; then the node is not born yet. A shards of 0 means what is stored.
+// Every error is one sentence that an operator can act upon.
 func openDirs(data, log string, shards int) (_ *dirs, err error) {
 	if log == "" {
 		log = filepath.Join(data, logDir)
@@ -101,6 +106,12 @@ func openDirs(data, log string, shards int) (_ *dirs, err error) {
 
 // shards returns the directory of the shards' files.
 func (d *dirs) shards() string { return filepath.Join(d.data, shardsDir) }
+
+// table returns the file of the placement table.
+func (d *dirs) table() string { return filepath.Join(d.data, tableFile) }
+
+// incarnation returns the file that counts the node's lives in the gossip.
+func (d *dirs) incarnation() string { return filepath.Join(d.data, "gossip.incarnation") }
 
 // wal returns the directory of the log engine.
 func (d *dirs) wal() string { return filepath.Join(d.log, walDir) }
@@ -173,15 +184,17 @@ func (d *dirs) identify(shards int) error {
 	}
 	switch {
 	case data == nil && log == nil:
-		return d.birth(identity{
-			Format:  format,
-			Node:    placement.NodeID(strings.ToLower(rand.Text())),
-			Cluster: strings.ToLower(rand.Text()),
-			Shards:  cmp.Or(shards, placement.DefaultShards),
-		})
+		if _, err := placement.Even(cmp.Or(shards, placement.DefaultShards)); err != nil {
+			return err
+		}
+		d.id = identity{Format: format, Node: placement.NodeID(strings.ToLower(rand.Text())), Unborn: true}
+		return writeIdentity(d.data, d.id)
 	case data == nil:
 		return fmt.Errorf("the log directory %s belongs to node %s, but the data directory %s is empty: give the node its own data directory, or a new log directory", d.log, log.Node, d.data)
-	case data.Unborn && (log == nil || log.Node == data.Node):
+	case data.Unborn && data.Cluster == "" && log == nil:
+		d.id = *data
+		return nil
+	case data.Unborn && data.Cluster != "" && (log == nil || log.Node == data.Node):
 		return d.birth(*data)
 	case log == nil:
 		return fmt.Errorf("the data directory %s belongs to node %s, but the log directory %s is empty: give the node its own log directory, or a new data directory", d.data, data.Node, d.log)
@@ -192,6 +205,24 @@ func (d *dirs) identify(shards int) error {
 	}
 	d.id = *data
 	return nil
+}
+
+// born reports whether the node belongs to a cluster, be it one of its own.
+func (d *dirs) born() bool { return !d.id.Unborn }
+
+// found makes the node the first of a new cluster, with a number of shards; 0 means the default.
+func (d *dirs) found(shards int) error {
+	return d.birth(identity{
+		Format:  format,
+		Node:    d.id.Node,
+		Cluster: strings.ToLower(rand.Text()),
+		Shards:  cmp.Or(shards, placement.DefaultShards),
+	})
+}
+
+// join makes the node one of a cluster that there is.
+func (d *dirs) join(cluster string, shards int) error {
+	return d.birth(identity{Format: format, Node: d.id.Node, Cluster: cluster, Shards: shards, Joined: true})
 }
 
 // birth writes a new identity: as unborn into the data directory, into the log
@@ -228,6 +259,9 @@ func readIdentity(dir string) (*identity, error) {
 	}
 	if id.Format > format {
 		return nil, fmt.Errorf("%s has format %d and this program knows only up to %d: run the newer version", dir, id.Format, format)
+	}
+	if id.Unborn && id.Cluster == "" && id.Node != "" && id.Format >= 1 {
+		return &id, nil
 	}
 	if _, err := placement.Even(id.Shards); err != nil || id.Format < 1 || id.Node == "" || id.Cluster == "" {
 		return nil, fmt.Errorf("%s is not a node's identity; restore it from the other of the node's two directories, where it is the same", path)

@@ -134,6 +134,9 @@ func open(t *testing.T, data, log string, shards int) *dirs {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.close)
+	if !d.born() {
+		must(t, d.found(shards))
+	}
 	return d
 }
 

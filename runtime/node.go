@@ -10,9 +10,11 @@
 // The parts, from the top; each one knows those below it only:
 //
 //	gateway   HTTP and WebSockets of clients        console   what this node does, to look at
+//	cluster   the way to objects and sockets on other nodes; missing if the node runs alone
 //	engine    objects in memory, one event at a time
 //	shards    one Raft group and one state file each
-//	log       the Raft log of all shards, one fsync for many
+//	topology  the table: which nodes there are, and who should hold which shard
+//	log       the Raft log of all groups, one fsync for many
 //	dirs      who this node is, and the locks on its two directories
 //
 // A program that runs classes of its own calls Start with their definitions:
@@ -37,6 +39,8 @@ import (
 	"github.com/holdfast-run/holdfast/runtime/internal/engine"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 	"github.com/holdfast-run/holdfast/runtime/internal/raftlog"
+	"github.com/holdfast-run/holdfast/runtime/internal/shard"
+	"github.com/holdfast-run/holdfast/runtime/internal/topology"
 )
 
 // Version is the version of this program.
@@ -50,13 +54,16 @@ type Node struct {
 	started time.Time
 	table   placement.Table
 
-	dirs     *dirs
-	listener net.Listener
-	registry *prometheus.Registry
-	log      *raftlog.Log
-	engine   *engine.Engine
-	gateway  *gateway.Gateway
-	shards   *shards
+	dirs        *dirs
+	listener    net.Listener
+	clusterAddr string   // where it listens for other nodes
+	cluster     *cluster // nil if it runs alone
+	registry    *prometheus.Registry
+	log         *raftlog.Log
+	shards      *shards
+	topology    *topology.Topology
+	engine      *engine.Engine
+	gateway     *gateway.Gateway
 
 	serving sync.WaitGroup // the goroutine of the front door
 	stop    sync.Once
@@ -68,11 +75,11 @@ type Node struct {
 // up; afterwards ctx means nothing to the node.
 func Start(ctx context.Context, cfg Config, classes ...durable.Definition) (*Node, error) {
 	cfg = cfg.withDefaults()
-	if err := cfg.check(classes); err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	n := &Node{cfg: cfg, classes: classes, started: time.Now(), registry: newRegistry()}
-	for _, build := range []func(context.Context) error{n.openDirs, n.listen, n.openLog, n.buildEngine, n.openShards, n.serve} {
+	for _, build := range []func(context.Context) error{n.openDirs, n.listen, n.enterCluster, n.openLog, n.openTopology, n.buildEngine, n.openShards, n.serve} {
 		err := context.Cause(ctx)
 		if err == nil {
 			err = build(ctx)
@@ -85,10 +92,7 @@ func Start(ctx context.Context, cfg Config, classes ...durable.Definition) (*Nod
 }
 
 func (n *Node) openDirs(context.Context) (err error) {
-	if n.dirs, err = openDirs(n.cfg.Data, n.cfg.Log, n.cfg.Shards); err != nil {
-		return err
-	}
-	n.table, err = placement.Even(n.dirs.id.Shards)
+	n.dirs, err = openDirs(n.cfg.Data, n.cfg.Log, n.cfg.Shards)
 	return err
 }
 
@@ -109,48 +113,145 @@ func (n *Node) openLog(context.Context) (err error) {
 	return err
 }
 
-// buildEngine builds the engine and the gateway around each other: the gateway hands
-// requests to the engine, the engine hands what leaves the sockets' objects to the gateway.
-func (n *Node) buildEngine(context.Context) (err error) {
-	n.gateway, err = gateway.New(gateway.Config{
-		Ready:          n.ready,
-		Metrics:        metricsHandler(n.registry),
-		Other:          n.console(),
-		Logger:         n.cfg.Logger,
-		MaxBodyBytes:   n.cfg.MaxBodyBytes,
-		OriginPatterns: n.cfg.Origins,
-	})
+// openTopology brings up the node's copy of the table.
+func (n *Node) openTopology(ctx context.Context) (err error) {
+	id := n.dirs.id
+	if n.table, err = placement.Even(id.Shards); err != nil {
+		return err
+	}
+	self, err := n.self()
 	if err != nil {
 		return err
 	}
-	metrics := engine.NewMetrics()
-	classes := make([]host.Class, len(n.classes))
-	for i, c := range n.classes {
-		classes[i] = c
+	if n.shards, err = newShards(n); err != nil { //nolint:contextcheck // what it starts lives until close
+		return err
 	}
-	n.engine, err = engine.New(engine.Config{
+	cfg := topology.Config{
+		Self:      self,
+		Cluster:   id.Cluster,
+		Path:      n.dirs.table(),
+		Found:     !id.Joined,
+		Shards:    id.Shards,
+		Log:       n.log,
+		Transport: n.raft(topology.Group),
+		Flusher:   n.shards.flusher,
+		Reporter:  n.shards,
+		OnFatal:   n.cfg.OnFatal,
+		Logger:    n.cfg.Logger,
+	}
+	if n.cluster != nil {
+		cfg.Members = n.cluster.joined
+		cfg.RoundTripper = n.cluster.network.RoundTripper
+	}
+	n.topology, err = topology.Open(ctx, cfg)
+	return err
+}
+
+// buildEngine builds the engine and the gateway around each other: the gateway hands
+// requests to the engine, the engine hands what leaves the sockets' objects to the gateway.
+func (n *Node) buildEngine(ctx context.Context) (err error) {
+	door := n.cfg.door()
+	door.Ready, door.Metrics, door.Other, door.Hosts = n.ready, metricsHandler(n.registry), n.console(), n.hosts()
+	if n.cluster != nil {
+		door.Sockets.AcceptWait = acceptWait
+	}
+	if n.gateway, err = gateway.New(door); err != nil {
+		return err
+	}
+	metrics := engine.NewMetrics()
+	ecfg := engine.Config{
 		Table:     n.table,
-		Classes:   classes,
 		Gateway:   n.gateway,
 		Logger:    n.cfg.Logger,
 		Metrics:   metrics,
 		IdleAfter: n.cfg.IdleAfter,
-	})
-	if err != nil {
+	}
+	for _, c := range n.classes {
+		ecfg.Classes = append(ecfg.Classes, c)
+	}
+	if n.cluster != nil {
+		if err := n.cluster.wrap(&ecfg); err != nil {
+			return err
+		}
+	}
+	if n.engine, err = engine.New(ecfg); err != nil {
 		return err
 	}
-	n.gateway.Attach(n.engine)
+	if n.cluster != nil {
+		if err := n.cluster.attach(ctx); err != nil {
+			return err
+		}
+	} else {
+		n.gateway.Attach(n.engine)
+	}
+	if n.cluster != nil {
+		if err := register(n.registry, n.cluster.network.Collectors(), n.cluster.relay.Collectors()); err != nil {
+			return err
+		}
+	}
 	return register(n.registry, n.gateway.Collectors(), metrics.Collectors(), n.log.Collectors())
 }
 
-// openShards brings up the shards. From here on the engine leads what this node owns.
-func (n *Node) openShards(ctx context.Context) (err error) {
-	n.shards, err = openShards(ctx, n.cfg, n.dirs, n.table, n.log, n.engine)
-	if err != nil {
+// hosts returns the names that the gateway answers to; none means any.
+func (n *Node) hosts() []string {
+	if len(n.cfg.Hosts) > 0 {
+		return n.cfg.Hosts
+	}
+	if a, ok := n.listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return []string{"localhost"}
+	}
+	return nil
+}
+
+// openShards brings up the shards, once the table says which. From here on the engine leads
+// what this node owns.
+func (n *Node) openShards(ctx context.Context) error {
+	known := func(s *topology.State) bool { return s.ID != "" }
+	if err := n.topology.Wait(ctx, known); err != nil {
+		return err
+	}
+	if nodes := n.topology.State().Present(); n.cluster == nil && len(nodes) > 1 {
+		return fmt.Errorf("the node is one of %d of a cluster: start it with the cluster's secret (--cluster-secret-file)", len(nodes))
+	}
+	if err := n.shards.start(ctx); err != nil {
 		return err
 	}
 	return register(n.registry, n.shards.collectors())
 }
+
+// lead runs the objects of a shard that this node has become the owner of, once the sockets
+// are known that other nodes hold for them.
+func (n *Node) lead(ctx context.Context, id placement.ShardID, store *shard.Store) {
+	if n.cluster == nil {
+		n.engine.Lead(ctx, id, store)
+		return
+	}
+	defer n.cluster.relay.End(id, store.Epoch())
+	if err := n.cluster.relay.Gather(ctx, id, store.Epoch()); err != nil {
+		n.cfg.Logger.Debug("a reign ended before it began", slog.Uint64("shard", uint64(id)), slog.Any("error", err))
+		<-ctx.Done() // another owner is known, so this is soon
+		return
+	}
+	n.engine.Lead(ctx, id, store)
+}
+
+// flushSockets waits until other nodes have what objects here sent to sockets there.
+func (n *Node) flushSockets(ctx context.Context) {
+	if n.cluster == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, flushSocketsTimeout)
+	defer cancel()
+	if err := n.cluster.relay.Flush(ctx); err != nil {
+		n.cfg.Logger.Debug("sockets may be closed by a hand-over", slog.Any("error", err))
+	}
+}
+
+// acceptWait is how long a client's handshake waits for what its object on another node sends
+// first; the two come on different connections.
+const acceptWait = 5 * time.Second
+
+const flushSocketsTimeout = 200 * time.Millisecond
 
 func (n *Node) serve(context.Context) error {
 	n.serving.Go(func() { // until the gateway shuts down
@@ -172,6 +273,7 @@ func (n *Node) Stop(ctx context.Context) error {
 
 // close stops whatever has been started, from the top.
 func (n *Node) close(ctx context.Context) error {
+	n.leave(ctx)
 	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.StopTimeout, fmt.Errorf("events are still running after %v", n.cfg.StopTimeout))
 	defer cancel()
 	var errs []error
@@ -192,6 +294,18 @@ func (n *Node) close(ctx context.Context) error {
 	if n.shards != nil {
 		errs = append(errs, n.shards.stop(ctx))
 	}
+	if n.cluster != nil {
+		n.cluster.relieve(ctx)
+	}
+	if n.topology != nil {
+		errs = append(errs, n.topology.Stop(ctx))
+	}
+	if n.cluster != nil {
+		n.cluster.stop(ctx)
+	}
+	if n.shards != nil {
+		n.shards.close()
+	}
 	if n.log != nil {
 		errs = append(errs, n.log.Close())
 	}
@@ -202,7 +316,12 @@ func (n *Node) close(ctx context.Context) error {
 }
 
 // Caller makes a Node a [durable.Scope].
-func (n *Node) Caller() host.Caller { return n.engine }
+func (n *Node) Caller() host.Caller {
+	if n.cluster != nil {
+		return n.cluster.router
+	}
+	return n.engine
+}
 
 // Addr returns the address of the front door.
 func (n *Node) Addr() string { return n.listener.Addr().String() }
@@ -235,10 +354,8 @@ func (n *Node) Ready(ctx context.Context) error {
 
 // ready returns nil, or which shard has no owner.
 func (n *Node) ready() error {
-	for i := range n.table.Shards() {
-		if !n.engine.Leads(placement.ShardID(i)) {
-			return fmt.Errorf("shard %d has no owner yet", i)
-		}
+	if id, none := n.shards.unowned(n.table.Shards()); none {
+		return fmt.Errorf("shard %d has no owner yet", id)
 	}
 	return nil
 }

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/holdfast-run/holdfast/runtime"
 	"github.com/holdfast-run/holdfast/runtime/durable"
 )
@@ -41,7 +44,20 @@ func (*greeter) rest(ctx context.Context, _ *durable.Tx, _ durable.None) (durabl
 	return durable.None{}, ctx.Err()
 }
 
-func (*greeter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *http.Request) error {
+func (*greeter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	if r.URL.Path == "/websocket" {
+		for name, value := range map[string]string{
+			"Set-Cookie": "guest=7", "X-Room": "hall", // wanted
+			"Connection": "close", "Sec-Websocket-Accept": "nonsense", "Content-Length": "5", "Transfer-Encoding": "chunked", // not its business
+		} {
+			w.Header().Set(name, value)
+		}
+		ws, err := tx.Accept(durable.AcceptOptions{})
+		if err != nil {
+			return err
+		}
+		return ws.Send(durable.Text("welcome"))
+	}
 	_, err := io.WriteString(w, "last was "+lastGuest.Get(tx))
 	return err
 }
@@ -77,6 +93,66 @@ func TestNodeRunsOwnClasses(t *testing.T) {
 	}
 }
 
+func TestHandshakeCarriesTheObjectsHeader(t *testing.T) {
+	t.Parallel()
+	n := start(t, runtime.Config{Data: t.TempDir(), Listen: "127.0.0.1:0", Shards: 1})
+	ws, resp, err := websocket.Dial(t.Context(), "ws://"+n.Addr()+"/objects/greeter/door/websocket", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ws.CloseNow() }()
+	resp.Header.Del("Date")
+	resp.Header.Del("Sec-Websocket-Accept") // was right, or Dial had failed
+	want := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Set-Cookie": {"guest=7"}, "X-Room": {"hall"}}
+	if diff := cmp.Diff(want, resp.Header); diff != "" {
+		t.Errorf("the handshake's header (-want +got):\n%s", diff)
+	}
+	if _, text, err := ws.Read(t.Context()); err != nil || string(text) != "welcome" {
+		t.Errorf("read %q, %v", text, err)
+	}
+	// Without the means for a WebSocket nothing of it is left in the refusal.
+	refused, err := http.Get("http://" + n.Addr() + "/objects/greeter/door/websocket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused.Body.Close()
+	if refused.StatusCode < 400 || refused.Header.Get("X-Room") != "" {
+		t.Errorf("an ordinary request got %s with %v", refused.Status, refused.Header)
+	}
+}
+
+// TestForeignHostOnLoopback is DNS rebinding: the page's own name means 127.0.0.1 now.
+func TestForeignHostOnLoopback(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		listen string
+		hosts  []string
+		want   int
+	}{
+		{"127.0.0.1:0", nil, http.StatusMisdirectedRequest},
+		{"127.0.0.1:0", []string{"app.test"}, http.StatusMisdirectedRequest},
+		{"127.0.0.1:0", []string{"evil.test"}, http.StatusOK},
+		{"127.0.0.1:0", []string{"*"}, http.StatusOK},
+		{"0.0.0.0:0", nil, http.StatusOK},
+		{"0.0.0.0:0", []string{"app.test"}, http.StatusMisdirectedRequest},
+	} {
+		n := start(t, runtime.Config{Data: t.TempDir(), Listen: c.listen, Hosts: c.hosts, Shards: 1})
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.Addr()+"/objects/greeter/door/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = "evil.test:8787"
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.want {
+			t.Errorf("on %s with hosts %v: %s, want %d", c.listen, c.hosts, resp.Status, c.want)
+		}
+	}
+}
+
 func TestStartRefuses(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -98,8 +174,8 @@ func TestStartRefuses(t *testing.T) {
 		"an odd shard number": {cfg: runtime.Config{Shards: 3}, want: "want a power of two"},
 		"a negative time":     {cfg: runtime.Config{StopTimeout: -1}, want: "is negative"},
 		"a bad origin":        {cfg: runtime.Config{Origins: []string{"http://["}}, want: "origin"},
+		"a bad host":          {cfg: runtime.Config{Hosts: []string{"http://x"}}, want: `host pattern "http://x" is malformed`},
 		"a class twice":       {classes: []durable.Definition{greeterDefinition, greeterDefinition}, want: `class "greeter" is defined twice`},
-		"a missing binding":   {classes: []durable.Definition{greeterDefinition.Needs(durable.Binding[int]("archive"))}, want: `needs the binding "archive"`},
 		"an ended context":    {ctx: canceled, want: "changed my mind"},
 	} {
 		t.Run(name, func(t *testing.T) {

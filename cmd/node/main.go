@@ -6,7 +6,10 @@
 //
 // It exits with status 0 after a stop in good order (SIGTERM or SIGINT), with 2 if it
 // was told something that makes no sense, and with 1 for everything else. A second
-// signal ends it at once.
+// signal ends it at once. SIGHUP makes it read the cluster's secret again.
+//
+// With a command in place of flags it asks a cluster that runs, or tells it what to do:
+// `node help` lists them.
 package main
 
 import (
@@ -18,7 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,6 +39,9 @@ func main() {
 
 // run is the program; it returns the exit status.
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer, signals <-chan os.Signal) int {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		return command(args, getenv, stdout, stderr)
+	}
 	s, err := load(args, getenv)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -48,9 +54,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 		fmt.Fprintln(stdout, version())
 		return 0
 	}
-	if getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	tuneMemory(getenv)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go obey(signals, cancel) // until the process ends
@@ -58,14 +62,13 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 	logger := s.logger(stderr)
 	if err := serve(ctx, s, logger, stdout); err != nil {
 		fmt.Fprintf(stderr, "holdfast: %v\n", err)
+		if errors.Is(err, runtime.ErrConfiguration) {
+			return 2
+		}
 		return 1
 	}
 	return 0
 }
-
-// gcPercent is GOGC unless the environment says otherwise. A node makes much garbage per
-// request over little that lives: with Go's 100 the collector takes a third of its CPU time.
-const gcPercent = 400
 
 // obey ends the context at the first signal, and the process at the second.
 func obey(signals <-chan os.Signal, cancel context.CancelCauseFunc) {
@@ -93,7 +96,16 @@ func serve(ctx context.Context, s settings, logger *slog.Logger, stdout io.Write
 	if s.LogFormat == "text" {
 		welcome(stdout, node)
 	}
-	<-ctx.Done()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case <-reload:
+			reloadSecret(node, logger)
+		}
+	}
 	logger.Info("stopping", slog.String("why", context.Cause(ctx).Error()))
 	if err := node.Stop(context.WithoutCancel(ctx)); err != nil {
 		return err
@@ -102,17 +114,48 @@ func serve(ctx context.Context, s settings, logger *slog.Logger, stdout io.Write
 	return nil
 }
 
+// reloadSecret is what SIGHUP asks for.
+func reloadSecret(node *runtime.Node, logger *slog.Logger) {
+	if err := node.ReloadSecret(); err != nil {
+		logger.Error("the cluster's secret is not read again", slog.String("reason", err.Error()))
+		return
+	}
+	logger.Info("the cluster's secret and certificates are read again")
+}
+
 func (s settings) node(logger *slog.Logger) runtime.Config {
 	return runtime.Config{
+		Cluster:      s.cluster(),
 		Listen:       s.Listen,
 		Data:         s.Data,
 		Log:          s.LogDir,
 		Shards:       s.Shards,
+		Hosts:        s.Hosts,
 		Origins:      s.Origins,
 		MaxBodyBytes: s.MaxBodyBytes,
 		IdleAfter:    time.Duration(s.IdleAfter),
 		StopTimeout:  time.Duration(s.StopTimeout),
 		Logger:       logger,
+	}
+}
+
+// cluster returns nil for a node that runs alone.
+func (s settings) cluster() *runtime.Cluster {
+	if s.SecretFile == "" {
+		return nil
+	}
+	return &runtime.Cluster{
+		SecretFile:      s.SecretFile,
+		CertificateFile: s.CertificateFile,
+		KeyFile:         s.KeyFile,
+		AuthoritiesFile: s.AuthoritiesFile,
+		Listen:          s.ClusterListen,
+		Gossip:          s.GossipListen,
+		Advertise:       s.Advertise,
+		Zone:            s.Labels.Zone,
+		Bootstrap:       s.Bootstrap,
+		Expect:          s.BootstrapExpect,
+		Join:            s.Join,
 	}
 }
 

@@ -26,10 +26,23 @@ type settings struct {
 	LogLevel    slog.Level `json:"logLevel"`
 	LogFormat   string     `json:"logFormat"`
 	DebugListen string     `json:"debugListen"`
+	Hosts       list       `json:"hosts"`
+	Origins     list       `json:"origins"`
+
+	SecretFile      string `json:"clusterSecretFile"`
+	ClusterListen   string `json:"clusterListen"`
+	GossipListen    string `json:"gossipListen"`
+	Advertise       string `json:"advertise"`
+	Labels          labels `json:"labels"`
+	Join            list   `json:"join"`
+	Bootstrap       bool   `json:"bootstrap"`
+	BootstrapExpect int    `json:"bootstrapExpect"`
+	CertificateFile string `json:"clusterCertificateFile"`
+	KeyFile         string `json:"clusterKeyFile"`
+	AuthoritiesFile string `json:"clusterAuthoritiesFile"`
 
 	// Only in the file: what a cluster is born with, and what is set once.
 	Shards       int      `json:"shards"`
-	Origins      []string `json:"origins"`
 	MaxBodyBytes int64    `json:"maxBodyBytes"`
 	IdleAfter    duration `json:"idleAfter"`
 	StopTimeout  duration `json:"stopTimeout"`
@@ -39,7 +52,7 @@ type settings struct {
 }
 
 func defaults() settings {
-	return settings{Listen: "127.0.0.1:8787", Data: "holdfast-data", LogFormat: "text"}
+	return settings{Listen: "127.0.0.1:8787", Data: "holdfast-data", LogFormat: "text", ClusterListen: "127.0.0.1:8788"}
 }
 
 // load reads the settings from the command line, the environment and the file that
@@ -73,6 +86,19 @@ func (s *settings) flags() *flag.FlagSet {
 	f.TextVar(&s.LogLevel, "log-level", s.LogLevel, "log from this `level` on: debug, info, warn or error")
 	f.StringVar(&s.LogFormat, "log-format", s.LogFormat, "log as text or json")
 	f.StringVar(&s.DebugListen, "debug-listen", s.DebugListen, "serve Go's profiles (/debug/pprof) on this `address`; keep it private (default: not at all)")
+	f.StringVar(&s.SecretFile, "cluster-secret-file", s.SecretFile, "be one of a cluster that shares the secret in this `file`; `node secret` makes one")
+	f.StringVar(&s.ClusterListen, "cluster-listen", s.ClusterListen, "serve the other nodes of the cluster on this `address`")
+	f.StringVar(&s.GossipListen, "gossip-listen", s.GossipListen, "gossip on this `address`, TCP and UDP (default: the port after that of --cluster-listen)")
+	f.StringVar(&s.Advertise, "advertise", s.Advertise, "the `host` or host:port at which the other nodes reach this one (default: that of --cluster-listen)")
+	f.Var(&s.Labels, "label", "`name=value`: zone=a says where the node stands; replicas are spread over zones")
+	f.Var(&s.Join, "join", "join the cluster of the nodes with these `addresses` (their --cluster-listen), with commas between")
+	f.BoolVar(&s.Bootstrap, "bootstrap", s.Bootstrap, "found a new cluster, if the data directory is new")
+	f.IntVar(&s.BootstrapExpect, "bootstrap-expect", s.BootstrapExpect, "found a new cluster as soon as this `number` of new nodes that --join names have started")
+	f.StringVar(&s.CertificateFile, "cluster-cert-file", s.CertificateFile, "prove the node to others with the certificate in this `file` instead of one made from the secret")
+	f.StringVar(&s.KeyFile, "cluster-key-file", s.KeyFile, "the certificate's key `file`")
+	f.StringVar(&s.AuthoritiesFile, "cluster-ca-file", s.AuthoritiesFile, "the `file` of the authorities that prove other nodes")
+	f.Var(&s.Hosts, "hosts", "answer to these `names`, separated by commas; * is any (default: localhost and IP addresses on loopback, otherwise any)")
+	f.Var(&s.Origins, "origins", "let web pages of these foreign `origins` open WebSockets, call methods and create objects")
 	f.BoolVar(&s.version, "version", false, "print the version and exit")
 	return f
 }
@@ -153,6 +179,13 @@ func (s *settings) check() error {
 	if s.LogFormat != "text" && s.LogFormat != "json" {
 		return fmt.Errorf("the log format is %q, want text or json", s.LogFormat)
 	}
+	if s.SecretFile == "" {
+		for name, set := range map[string]bool{"--join": len(s.Join) > 0, "--bootstrap": s.Bootstrap, "--bootstrap-expect": s.BootstrapExpect > 0} {
+			if set {
+				return fmt.Errorf("%s is for a cluster, and a cluster needs --cluster-secret-file", name)
+			}
+		}
+	}
 	addrs := []string{s.Listen}
 	if s.DebugListen != "" {
 		addrs = append(addrs, s.DebugListen)
@@ -169,7 +202,7 @@ func (s *settings) check() error {
 func usage(w io.Writer) {
 	s := defaults()
 	var b strings.Builder
-	b.WriteString("Usage: node [flags]\n\nRuns a Holdfast node: durable objects with WebSockets, on this machine's disk.\n\n")
+	b.WriteString("Usage: node [flags]\n       node COMMAND [flags]   (node help lists the commands)\n\nRuns a Holdfast node: durable objects with WebSockets, on this machine's disk.\n\n")
 	s.flags().VisitAll(func(f *flag.Flag) {
 		value, text := flag.UnquoteUsage(f)
 		fmt.Fprintf(&b, "  --%-28s %s", strings.TrimSpace(f.Name+" "+strings.ToUpper(value)), text)
@@ -181,6 +214,44 @@ func usage(w io.Writer) {
 	b.WriteString("  --help                         print this and exit\n")
 	b.WriteString("\nEach flag has an environment variable: --log-dir is HOLDFAST_LOG_DIR.\nFlags win over the environment, the environment over the file.\n")
 	_, _ = io.WriteString(w, b.String())
+}
+
+// A list is written with commas as a flag, and as an array in the file.
+type list []string
+
+// String implements [flag.Value].
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+// Set implements [flag.Value].
+func (l *list) Set(text string) error {
+	*l = nil
+	for item := range strings.SplitSeq(text, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*l = append(*l, item)
+		}
+	}
+	return nil
+}
+
+// Labels say where a node stands.
+type labels struct {
+	Zone string `json:"zone"`
+}
+
+func (l *labels) String() string {
+	if l.Zone == "" {
+		return ""
+	}
+	return "zone=" + l.Zone
+}
+
+func (l *labels) Set(text string) error {
+	name, value, ok := strings.Cut(text, "=")
+	if !ok || name != "zone" || value == "" {
+		return errors.New("the only label is zone=NAME")
+	}
+	l.Zone = value
+	return nil
 }
 
 // A duration is a time.Duration that is written "10s".

@@ -23,20 +23,22 @@ func TestPrecedence(t *testing.T) {
 			"origins": ["a.example"], "stopTimeout": "3s",
 		},
 	}`)
-	env := map[string]string{"HOLDFAST_LISTEN": "env:2", "HOLDFAST_DATA": "env", "HOLDFAST_CONFIG": file}
+	env := map[string]string{"HOLDFAST_LISTEN": "env:2", "HOLDFAST_DATA": "env", "HOLDFAST_CONFIG": file, "HOLDFAST_HOSTS": "b.example, *.c.example"}
 	got, err := load([]string{"--listen", "flag:3"}, func(k string) string { return env[k] })
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := settings{
-		Listen:      "flag:3",
-		Data:        "env",
-		LogDir:      "file",
-		LogLevel:    4,
-		LogFormat:   "text",
-		Origins:     []string{"a.example"},
-		StopTimeout: duration(3 * time.Second),
-		config:      file,
+		Listen:        "flag:3",
+		ClusterListen: "127.0.0.1:8788",
+		Data:          "env",
+		LogDir:        "file",
+		LogLevel:      4,
+		LogFormat:     "text",
+		Hosts:         list{"b.example", "*.c.example"},
+		Origins:       list{"a.example"},
+		StopTimeout:   duration(3 * time.Second),
+		config:        file,
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(settings{}), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("settings differ (-want +got):\n%s", diff)
@@ -83,7 +85,7 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 	}
 	var b bytes.Buffer
 	usage(&b)
-	for _, f := range []string{"listen ADDRESS", "data DIRECTORY", "log-dir DIRECTORY", "config FILE", "log-level LEVEL", "log-format", "debug-listen ADDRESS", "version", "help"} {
+	for _, f := range []string{"listen ADDRESS", "data DIRECTORY", "log-dir DIRECTORY", "config FILE", "log-level LEVEL", "log-format", "debug-listen ADDRESS", "hosts NAMES", "origins ORIGINS", "join ADDRESSES", "bootstrap", "bootstrap-expect NUMBER", "cluster-secret-file FILE", "cluster-listen ADDRESS", "gossip-listen ADDRESS", "advertise HOST", "label NAME=VALUE", "version", "help"} {
 		if !strings.Contains(b.String(), "  --"+f+" ") {
 			t.Errorf("the help lacks --%s:\n%s", f, b.String())
 		}

@@ -1,7 +1,7 @@
 // Package chatroom is a chat room with a memory: who is here, what was said, in one order for
 // everybody.
 //
-//	GET /objects/chatroom/{room}/                  the chat page for a browser; otherwise what the room is, as JSON
+//	GET /objects/chatroom/{room}/                  the chat page
 //	GET /objects/chatroom/{room}/websocket?name=N  joins as N
 //	GET /objects/chatroom/{room}/messages?before=SEQ&limit=N
 //	GET /objects/chatroom/{room}/members
@@ -28,8 +28,10 @@ package chatroom
 
 import (
 	"context"
-	"slices"
+	"net/http"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/holdfast-run/holdfast/objects/ratelimit"
 	"github.com/holdfast-run/holdfast/runtime/durable"
@@ -41,64 +43,52 @@ const (
 
 	retention durable.Schedule[Room, durable.None] = "retention"
 
-	last     durable.Key[int64]          = "last" // the latest message's seq
-	messages durable.Map[int64, Message] = "message"
-	posted   durable.Map[string, int64]  = "posted" // seq by client id and member, as long as the message is kept
-	member   durable.Attachment[string]  = "member" // the name
-)
-
-// Limits of every room.
-const (
-	maxName    = 32    // characters
-	maxText    = 4_000 // characters
-	maxID      = 64    // bytes
-	historyLen = 50    // messages sent to whoever joins
-
-	paceLimit  = 20               // messages that a member may post at once, and from then on
-	paceWindow = 10 * time.Second // in so long a time
+	last     durable.Key[int64]          = "last"    // the latest message's seq
+	messages durable.Map[int64, Message] = "message" // by seq
+	posted   durable.Map[string, int64]  = "posted"  // seq by member and client id, as long as the message is kept
+	member   durable.Attachment[string]  = "member"  // the name
 )
 
 // Definition is the class.
 var Definition = durable.Define(Class, retention.Handle((*Room).sweep))
 
+// Limits of every room.
+const (
+	maxName = 32    // characters
+	maxText = 4_000 // characters
+	maxID   = 64    // bytes
+
+	paceLimit  = 20               // messages that a member may post at once, and from then on
+	paceWindow = 10 * time.Second // in so long a time
+)
+
 // Room keeps nothing in memory.
 type Room struct{}
+
+var routes = durable.Routes[Room]{
+	"GET /":          (*Room).page,
+	"GET /websocket": (*Room).join,
+	"GET /members":   (*Room).members,
+	"GET /messages":  (*Room).messages,
+}
+
+// Fetch answers the requests above.
+func (room *Room) Fetch(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	return routes.Serve(ctx, room, tx, w, r)
+}
+
+// A frame is what a room sends, if it is not a Message.
+type frame map[string]any
+
+func send(ws *durable.Socket, f frame) error { return ws.Send(durable.JSON(f)) }
+
+func refuse(ws *durable.Socket, id, code, message string) error {
+	return send(ws, frame{"type": "error", "code": code, "message": message, "id": id})
+}
 
 // Load sets what is answered without waking the room.
 func (*Room) Load(_ context.Context, tx *durable.Tx) error {
 	return tx.SetAutoResponses(durable.AutoResponse{Request: "ping", Response: "pong"})
-}
-
-// join makes the running request a member's socket. The tag finds the member's other
-// tabs. A browser cannot read the answer to a handshake that is refused, so a bad name
-// is told over the socket.
-func join(tx *durable.Tx, name string) error {
-	if !validName(name) {
-		ws, err := tx.Accept(durable.AcceptOptions{})
-		if err != nil {
-			return err
-		}
-		if err := ws.Send(durable.JSON(refusal("bad_name", "A name has 1 to 32 visible characters."))); err != nil {
-			return err
-		}
-		return ws.Close(1008, "bad name")
-	}
-	here := isHere(tx, name, 0)
-	ws, err := tx.Accept(durable.AcceptOptions{Tags: []string{name}})
-	if err != nil {
-		return err
-	}
-	member.Put(ws, name)
-	if err := ws.Send(durable.JSON(welcome{"welcome", name, members(tx)})); err != nil {
-		return err
-	}
-	if err := ws.Send(durable.JSON(pageBefore(tx, last.Get(tx)+1, historyLen))); err != nil {
-		return err
-	}
-	if !here {
-		tx.Broadcast(durable.JSON(presence{"join", name}), "", ws)
-	}
-	return nil
 }
 
 // WebSocketMessage posts what a member says.
@@ -108,36 +98,32 @@ func (*Room) WebSocketMessage(ctx context.Context, tx *durable.Tx, ws *durable.S
 		return nil
 	}
 	var said struct{ Type, Text, ID string }
-	if m.Binary || m.Decode(&said) != nil || said.Type != "message" {
-		return ws.Send(durable.JSON(refusal("bad_frame", `Want {"type":"message","text":"…"}.`)))
+	switch {
+	case m.Binary || m.Decode(&said) != nil || said.Type != "message":
+		return refuse(ws, "", "bad_frame", `Want {"type":"message","text":"…"}.`)
+	case len(said.ID) > maxID:
+		return refuse(ws, "", "bad_id", "An id has at most 64 bytes.")
+	case strings.TrimSpace(said.Text) == "":
+		return refuse(ws, said.ID, "empty_text", "A message needs a text.")
+	case utf8.RuneCountInString(said.Text) > maxText:
+		return refuse(ws, said.ID, "text_too_long", "A message has at most 4,000 characters.")
 	}
-	if no := check(said.Text, said.ID); no.Code != "" {
-		return ws.Send(durable.JSON(no))
-	}
-	key := said.ID + "/" + name
+	key := postedKey(name, said.ID)
 	if seq, again := posted.Lookup(tx, key); again && said.ID != "" {
 		return ws.Send(durable.JSON(messages.Get(tx, seq)))
 	}
 	if wait := tooFast(ctx, tx, name); wait > 0 {
-		return ws.Send(durable.JSON(failure{"error", "rate_limited", "Too many messages at once.", said.ID, wait}))
+		return send(ws, frame{"type": "error", "code": "rate_limited", "message": "Too many messages at once.", "id": said.ID, "retryAfter": wait})
 	}
 
-	msg := Message{Type: "message", Seq: last.Get(tx) + 1, From: name, Text: said.Text, At: time.Now().UTC(), ID: said.ID}
+	msg := Message{"message", last.Get(tx) + 1, name, said.Text, time.Now().UTC(), said.ID}
 	last.Put(tx, msg.Seq)
 	messages.Put(tx, msg.Seq, msg)
 	if msg.ID != "" {
 		posted.Put(tx, key, msg.Seq)
 	}
-	sweepLater(tx, msg)
+	expire(tx, msg)
 	tx.Broadcast(durable.JSON(msg), "")
-	return nil
-}
-
-// WebSocketClose tells the others if it was the member's last socket.
-func (*Room) WebSocketClose(_ context.Context, tx *durable.Tx, ws *durable.Socket, _ durable.CloseEvent) error {
-	if name := member.Get(ws); name != "" && !isHere(tx, name, ws.ID()) {
-		tx.Broadcast(durable.JSON(presence{"leave", name}), "", ws)
-	}
 	return nil
 }
 
@@ -155,24 +141,5 @@ func tooFast(ctx context.Context, tx *durable.Tx, name string) float64 {
 	return v.RetryAfter
 }
 
-// isHere reports whether the member has a socket other than the one given.
-func isHere(tx *durable.Tx, name string, but durable.SocketID) bool {
-	for ws := range tx.Sockets(name) {
-		if ws.ID() != but {
-			return true
-		}
-	}
-	return false
-}
-
-// members lists who is here. However many tabs somebody has, she counts once.
-func members(tx *durable.Tx) []string {
-	names := []string{}
-	for ws := range tx.Sockets("") {
-		if name := member.Get(ws); name != "" {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
+// postedKey keeps the ids of members apart: no name has a 0.
+func postedKey(name, id string) string { return name + "\x00" + id }

@@ -206,7 +206,6 @@ func TestRefusals(t *testing.T) {
 		{`{"type":"message","text":7}`, "bad_frame", ""},
 		{`{"type":"message","text":" \n","id":"a"}`, "empty_text", "a"},
 		{`{"type":"message","text":"` + strings.Repeat("ä", 4001) + `","id":"a"}`, "text_too_long", "a"},
-		{`{"type":"message","text":"hi","id":"not/this"}`, "bad_id", ""},
 		{`{"type":"message","text":"hi","id":"` + strings.Repeat("a", 65) + `"}`, "bad_id", ""},
 	} {
 		ada.Send(c.sent)
@@ -348,12 +347,7 @@ func TestRetentionByCount(t *testing.T) {
 func TestPage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
-	r.Header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
-	resp, err := w.Do(lobby(w), r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := get(t, w, "/", nil)
 	policy := resp.Header.Get("Content-Security-Policy")
 	if strings.Contains(policy, "unsafe") || strings.Count(policy, "'sha256-") != 2 || !strings.HasPrefix(policy, "default-src 'none'") {
 		t.Errorf("policy: %s", policy)
@@ -364,15 +358,6 @@ func TestPage(t *testing.T) {
 	}
 	if m := regexp.MustCompile(`(?i)(src|href)=["']?(https?:)?//|innerHTML|outerHTML|insertAdjacentHTML|\son\w+=|\sstyle=|@import|url\(`).FindString(body.String()); m != "" {
 		t.Errorf("the page has %q", m)
-	}
-	var info struct {
-		Room    string
-		Members []string
-		LastSeq *int64
-	}
-	get(t, w, "/", &info)
-	if info.Room != "lobby" || info.Members == nil || info.LastSeq == nil {
-		t.Errorf("info: %+v", info)
 	}
 }
 

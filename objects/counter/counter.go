@@ -14,13 +14,9 @@ package counter
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
-	"strconv"
 
 	"github.com/holdfast-run/holdfast/runtime/durable"
 )
@@ -50,6 +46,14 @@ var Definition = durable.Define(
 	Reset.Handle((*Counter).reset),
 )
 
+var routes = durable.Routes[Counter]{
+	"GET /":           (*Counter).read,
+	"POST /increment": (*Counter).increment,
+	"POST /decrement": (*Counter).decrement,
+	"POST /reset":     (*Counter).clear,
+	"GET /watch":      (*Counter).watch,
+}
+
 // Counter keeps nothing in memory.
 type Counter struct{}
 
@@ -75,113 +79,64 @@ func (*Counter) reset(_ context.Context, tx *durable.Tx, _ durable.None) (int64,
 // set stores the value and tells those who watch. They hear of it when it is durable.
 func set(tx *durable.Tx, n int64) {
 	total.Put(tx, n)
-	tx.Broadcast(durable.Message{Data: body(n)}, "")
+	tx.Broadcast(durable.JSON(state{n}), "")
 }
 
-// Fetch answers HTTP requests. It refuses by writing a response and returning nil:
+// state is what HTTP clients and watchers see.
+type state struct {
+	Value int64 `json:"value"`
+}
+
+// Fetch answers HTTP requests. A refusal is a response like any other, and no error:
 // nothing was changed, so there is nothing to undo.
 func (c *Counter) Fetch(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
-	switch allow := methodOf(r.URL.Path); {
-	case allow == "":
-		refuse(w, http.StatusNotFound, "not_found", "a counter has no "+r.URL.Path)
-		return nil
-	case allow != r.Method:
-		w.Header().Set("Allow", allow)
-		refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", r.URL.Path+" takes "+allow+" only")
-		return nil
-	}
-	switch r.URL.Path {
-	case "/":
-		answer(w, total.Get(tx))
-	case "/increment":
-		c.addOver(ctx, tx, w, r, +1)
-	case "/decrement":
-		c.addOver(ctx, tx, w, r, -1)
-	case "/reset":
-		set(tx, 0)
-		answer(w, 0)
-	case "/watch":
-		return watch(tx)
-	}
+	return routes.Serve(ctx, c, tx, w, r)
+}
+
+func (*Counter) read(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *http.Request) error {
+	durable.WriteJSON(w, http.StatusOK, state{total.Get(tx)})
 	return nil
 }
 
-func methodOf(path string) string {
-	switch path {
-	case "/", "/watch":
-		return http.MethodGet
-	case "/increment", "/decrement", "/reset":
-		return http.MethodPost
-	}
-	return ""
+func (c *Counter) increment(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	return c.change(ctx, tx, w, r, +1)
 }
 
-func (c *Counter) addOver(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request, sign int64) {
-	by, err := readBy(r)
-	if err != nil {
-		refuse(w, http.StatusBadRequest, "bad_request", err.Error())
-		return
+func (c *Counter) decrement(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	return c.change(ctx, tx, w, r, -1)
+}
+
+func (c *Counter) change(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request, sign int64) error {
+	body := struct {
+		By int64 `json:"by"`
+	}{1}
+	if !durable.ReadJSON(w, r, &body) {
+		return nil
 	}
-	n, err := c.add(ctx, tx, sign*by)
-	if err != nil {
-		refuse(w, http.StatusConflict, "overflow", err.Error())
-		return
+	if body.By == math.MinInt64 { // has no opposite
+		durable.WriteError(w, http.StatusBadRequest, "bad_request", "by is too far below zero")
+		return nil
 	}
-	answer(w, n)
+	n, err := c.add(ctx, tx, sign*body.By)
+	if err != nil {
+		durable.WriteError(w, http.StatusConflict, "overflow", err.Error())
+		return nil
+	}
+	durable.WriteJSON(w, http.StatusOK, state{n})
+	return nil
+}
+
+func (*Counter) clear(_ context.Context, tx *durable.Tx, w http.ResponseWriter, _ *http.Request) error {
+	set(tx, 0)
+	durable.WriteJSON(w, http.StatusOK, state{0})
+	return nil
 }
 
 // watch makes the request a WebSocket. The counter may sleep while it is open.
-func watch(tx *durable.Tx) error {
+func (*Counter) watch(_ context.Context, tx *durable.Tx, _ http.ResponseWriter, _ *http.Request) error {
 	ws, err := tx.Accept(durable.AcceptOptions{})
 	if err != nil { // it did not ask for one
 		return err
 	}
-	return ws.Send(durable.Message{Data: body(total.Get(tx))})
-}
-
-const maxBody = 1024 // bytes
-
-// readBy reads the optional body {"by":n}.
-func readBy(r *http.Request) (int64, error) {
-	if r.ContentLength == 0 {
-		return 1, nil
-	}
-	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("read the body: %w", err)
-	case len(b) == 0:
-		return 1, nil
-	case len(b) > maxBody:
-		return 0, fmt.Errorf("the body is over %d bytes: want {\"by\":n}", maxBody)
-	}
-	var req struct {
-		By *int64 `json:"by"`
-	}
-	switch err := json.Unmarshal(b, &req); {
-	case err != nil:
-		return 0, errors.New(`the body is not {"by":n} with a whole number of 64 bits`)
-	case req.By == nil:
-		return 1, nil
-	case *req.By == math.MinInt64: // has no opposite
-		return 0, fmt.Errorf("by must be more than %d", int64(math.MinInt64))
-	}
-	return *req.By, nil
-}
-
-func body(n int64) []byte {
-	b := append(make([]byte, 0, 32), `{"value":`...)
-	b = strconv.AppendInt(b, n, 10)
-	return append(b, '}')
-}
-
-func answer(w http.ResponseWriter, n int64) {
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(body(n)) // whether or not somebody still listens, the value is what it is
-}
-
-func refuse(w http.ResponseWriter, status int, code, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"code": code, "message": message}})
+	return ws.Send(durable.JSON(state{total.Get(tx)}))
 }

@@ -44,24 +44,24 @@ type state struct {
 	Rule  Rule    `json:"rule"`
 	At    int64   `json:"at"`              // when it was last looked at
 	Spent int64   `json:"spent"`           // in the algorithm's own unit
-	Slots []int64 `json:"slots,omitempty"` // of a sliding window: what was spent in each slot, a ring
+	Slots []int64 `json:"slots,omitempty"` // of windows: what was spent in each part of one, a ring
 }
 
-// An algorithm is a set of pure functions over a state that is already at its time:
-// all but age leave At alone.
-type algorithm interface {
+// A meter counts: pure functions over a state that is already at its time. All but age leave
+// At alone.
+type meter interface {
 	age(s *state, now int64)         // forgets what is over at now
 	spend(s *state, cost int64)      // takes cost
 	used(s *state) int64             // is the part of the limit that is not free
 	wait(s *state, cost int64) int64 // is how long until cost fits; 0 if it fits now
 }
 
-func (a Algorithm) meter() algorithm {
+func (a Algorithm) meter() meter {
 	switch a {
 	case SlidingWindow:
-		return sliding{}
+		return ring{parts: 60, kept: 61} // as many as a window touches
 	case FixedWindow:
-		return fixed{}
+		return ring{parts: 1, kept: 1}
 	default:
 		return leaky{}
 	}
@@ -101,7 +101,7 @@ func (s *state) clone() *state {
 	return &c
 }
 
-func (s *state) verdict(m algorithm, wait int64) Verdict {
+func (s *state) verdict(m meter, wait int64) Verdict {
 	return Verdict{
 		Allowed:    wait == 0,
 		Limit:      s.Rule.Limit,
@@ -114,7 +114,7 @@ func (s *state) verdict(m algorithm, wait int64) Verdict {
 // follow brings the state to a time and under a rule. When the rule has changed, or the
 // clock was set back, what was spent stays spent, up to the limit, as if it had been
 // spent just now.
-func (s *state) follow(rule Rule, now int64) algorithm {
+func (s *state) follow(rule Rule, now int64) meter {
 	m := rule.Algorithm.meter()
 	if s.Rule == rule && s.At <= now {
 		m.age(s, now)
@@ -156,65 +156,43 @@ func (leaky) wait(s *state, cost int64) int64 {
 	return ceil(max(0, over), s.Rule.Limit)
 }
 
-// fixed counts in windows that begin at the multiples of their length.
-type fixed struct{}
+// ring counts what was spent in each part of a window, and keeps the last few. They count in
+// full as long as they are kept: it can refuse a little early, never allow too much.
+type ring struct{ parts, kept int64 }
 
-func (fixed) age(s *state, now int64) {
-	if s.At/s.window() != now/s.window() {
-		s.Spent = 0
-	}
-}
+func (r ring) width(s *state) int64 { return ceil(s.window(), r.parts) }
 
-func (fixed) spend(s *state, cost int64) { s.Spent += cost }
-
-func (fixed) used(s *state) int64 { return s.Spent }
-
-func (fixed) wait(s *state, cost int64) int64 {
-	if s.Spent+cost <= s.Rule.Limit {
-		return 0
-	}
-	return s.window() - s.At%s.window()
-}
-
-// sliding keeps a ring of slots. A window touches at most windowSlots+1 of them, and all
-// of these count in full: it can refuse a little early, never allow too much.
-type sliding struct{}
-
-const windowSlots = 60
-
-func (sliding) slot(s *state, at int64) int64 { return at / ceil(s.window(), windowSlots) }
-
-func (m sliding) age(s *state, now int64) {
+func (r ring) age(s *state, now int64) {
 	if s.Slots == nil {
-		s.Slots = make([]int64, windowSlots+1)
+		s.Slots = make([]int64, r.kept)
 	}
-	last := m.slot(s, now)
-	for i := max(m.slot(s, s.At), last-int64(len(s.Slots))) + 1; i <= last; i++ {
-		old := &s.Slots[i%int64(len(s.Slots))]
-		s.Spent -= *old
-		*old = 0
+	width := r.width(s)
+	last := now / width
+	for i := max(s.At/width, last-r.kept) + 1; i <= last; i++ {
+		s.Spent -= s.Slots[i%r.kept]
+		s.Slots[i%r.kept] = 0
 	}
 }
 
-func (m sliding) spend(s *state, cost int64) {
-	s.Slots[m.slot(s, s.At)%int64(len(s.Slots))] += cost
+func (r ring) spend(s *state, cost int64) {
+	s.Slots[s.At/r.width(s)%r.kept] += cost
 	s.Spent += cost
 }
 
-func (sliding) used(s *state) int64 { return s.Spent }
+func (ring) used(s *state) int64 { return s.Spent }
 
-func (m sliding) wait(s *state, cost int64) int64 {
+func (r ring) wait(s *state, cost int64) int64 {
 	over := s.Spent + cost - s.Rule.Limit
 	if over <= 0 {
 		return 0
 	}
-	n, width := int64(len(s.Slots)), ceil(s.window(), windowSlots)
-	i := m.slot(s, s.At) - n
+	width := r.width(s)
+	oldest := s.At/width - r.kept
 	for over > 0 {
-		i++
-		over -= s.Slots[i%n]
+		oldest++
+		over -= s.Slots[oldest%r.kept]
 	}
-	return (i+n)*width - s.At
+	return (oldest+r.kept)*width - s.At
 }
 
 func (s *state) window() int64 { return s.Rule.Window.Microseconds() }

@@ -24,7 +24,9 @@ package ratelimit
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-run/holdfast/runtime/durable"
@@ -47,6 +49,11 @@ const (
 // Definition is the class.
 var Definition = durable.Define(Class, Check.Handle((*Limiter).checkCall))
 
+var routes = durable.Routes[Limiter]{
+	"POST /check": (*Limiter).checkHTTP,
+	"GET /":       (*Limiter).read,
+}
+
 const (
 	saveAfter = time.Second
 	saveShare = 20          // what is less than this part of the limit is not worth saving
@@ -59,8 +66,6 @@ type Limiter struct {
 	stored  bool  // there is a state in storage
 	unsaved int64 // what was counted since it was stored
 	saving  bool  // it will be stored soon
-	head    fields
-	body    []byte
 }
 
 // Load takes up where the last owner stopped.
@@ -70,31 +75,43 @@ func (l *Limiter) Load(_ context.Context, tx *durable.Tx) error {
 }
 
 // Fetch answers the requests above.
-func (l *Limiter) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
-	switch {
-	case r.URL.Path == "/check" && r.Method == http.MethodPost:
-		req := Request{}.orDefaults(Rule{})
-		if err := req.parse(r.URL.RawQuery); err != nil {
-			badRequest(w, err)
-			return nil
-		}
-		l.answer(w, req.Rule, l.check(tx, req), http.StatusTooManyRequests)
-	case r.URL.Path == "/" && r.Method == http.MethodGet:
-		req := Request{}.orDefaults(l.state.Rule)
-		if err := req.parse(r.URL.RawQuery); err != nil {
-			badRequest(w, err)
-			return nil
-		}
-		l.answer(w, req.Rule, l.state.peek(req.Rule, req.Cost, time.Now().UnixMicro()), http.StatusOK)
-	case r.URL.Path == "/check":
-		notAllowed(w, http.MethodPost)
-	case r.URL.Path == "/":
-		notAllowed(w, http.MethodGet)
-	default:
-		notFound(w)
+func (l *Limiter) Fetch(ctx context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	return routes.Serve(ctx, l, tx, w, r)
+}
+
+func (l *Limiter) checkHTTP(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	req, err := parse(r.URL.RawQuery, Rule{})
+	if err != nil {
+		durable.WriteError(w, http.StatusBadRequest, "bad_request", err.Error())
+		return nil
 	}
+	v, status := l.check(tx, req), http.StatusOK
+	if !v.Allowed {
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", wholeSeconds(v.RetryAfter))
+	}
+	answer(w, status, req.Rule, v)
 	return nil
 }
+
+func (l *Limiter) read(_ context.Context, _ *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	req, err := parse(r.URL.RawQuery, l.state.Rule)
+	if err != nil {
+		durable.WriteError(w, http.StatusBadRequest, "bad_request", err.Error())
+		return nil
+	}
+	answer(w, http.StatusOK, req.Rule, l.state.peek(req.Rule, req.Cost, time.Now().UnixMicro()))
+	return nil
+}
+
+func answer(w http.ResponseWriter, status int, rule Rule, v Verdict) {
+	h := w.Header() // its keys as it likes them: others cost a new string each
+	h.Set("Ratelimit-Policy", `"default";q=`+strconv.FormatInt(rule.Limit, 10)+";w="+wholeSeconds(rule.Window.Seconds()))
+	h.Set("Ratelimit", `"default";r=`+strconv.FormatInt(v.Remaining, 10)+";t="+wholeSeconds(v.ResetAfter))
+	durable.WriteJSON(w, status, v)
+}
+
+func wholeSeconds(s float64) string { return strconv.FormatInt(int64(math.Ceil(s)), 10) }
 
 func (l *Limiter) checkCall(_ context.Context, tx *durable.Tx, req Request) (Verdict, error) {
 	req = req.orDefaults(Rule{})

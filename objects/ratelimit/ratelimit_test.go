@@ -233,7 +233,7 @@ func TestIdleLimitersDeleteThemselves(t *testing.T) {
 }
 
 func FuzzQuery(f *testing.F) {
-	for _, q := range []string{"", "limit=100&window=60s&cost=1&algorithm=gcra", "window=90", "limit=%31", "&&=&limit", "window=1e9h"} {
+	for _, q := range []string{"", "limit=100&window=60s&cost=1&algorithm=gcra", "window=90s", "limit=%31", "&&=&limit", "window=1e9h"} {
 		f.Add(q)
 	}
 	f.Fuzz(func(t *testing.T, query string) {

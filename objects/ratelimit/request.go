@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -22,35 +23,21 @@ type Request struct {
 	Cost int64 `json:"cost,omitempty"`
 }
 
+// orDefaults fills in from a rule what the request leaves open, and from the defaults what that
+// does.
 func (r Request) orDefaults(rule Rule) Request {
-	if r.Algorithm == "" {
-		r.Algorithm = either(rule.Algorithm, GCRA)
-	}
-	if r.Limit == 0 {
-		r.Limit = either(rule.Limit, 100)
-	}
-	if r.Window == 0 {
-		r.Window = either(rule.Window, time.Minute)
-	}
-	if r.Cost == 0 {
-		r.Cost = 1
-	}
+	r.Algorithm = cmp.Or(r.Algorithm, rule.Algorithm, GCRA)
+	r.Limit = cmp.Or(r.Limit, rule.Limit, 100)
+	r.Window = cmp.Or(r.Window, rule.Window, time.Minute)
+	r.Cost = cmp.Or(r.Cost, 1)
 	return r
 }
 
-func either[T comparable](a, b T) T {
-	var none T
-	if a == none {
-		return b
-	}
-	return a
-}
-
-func (r *Request) valid() error {
+func (r Request) valid() error {
 	switch r.Algorithm {
 	case GCRA, TokenBucket, SlidingWindow, FixedWindow:
 	default:
-		return fmt.Errorf("the algorithm is %q: want gcra, token-bucket, sliding-window or fixed-window", string(r.Algorithm))
+		return fmt.Errorf("the algorithm is %.60q: want gcra, token-bucket, sliding-window or fixed-window", string(r.Algorithm))
 	}
 	switch {
 	case r.Limit < 1:
@@ -67,16 +54,15 @@ func (r *Request) valid() error {
 	return nil
 }
 
-// parse reads the query's parameters over the defaults that r holds, and checks the
-// outcome. It is on the path of every check, so it makes no map of them.
-func (r *Request) parse(query string) error {
-	for query != "" {
-		var pair string
-		pair, query, _ = strings.Cut(query, "&")
+// parse reads a query's parameters over the defaults, which a rule has, and checks the outcome. It
+// is on the path of every check, so it makes no map of them.
+func parse(query string, rule Rule) (Request, error) {
+	r := Request{}.orDefaults(rule)
+	for pair := range strings.SplitSeq(query, "&") {
 		name, escaped, _ := strings.Cut(pair, "=")
 		value, err := url.QueryUnescape(escaped)
 		if err != nil {
-			return fmt.Errorf("%s is not properly escaped", name)
+			return r, fmt.Errorf("%.60s is not properly escaped", name)
 		}
 		switch name {
 		case "limit":
@@ -84,25 +70,16 @@ func (r *Request) parse(query string) error {
 		case "cost":
 			r.Cost, err = strconv.ParseInt(value, 10, 64)
 		case "window":
-			r.Window, err = parseWindow(value)
+			r.Window, err = time.ParseDuration(value)
 		case "algorithm":
 			r.Algorithm = Algorithm(value)
 		case "":
 		default:
-			return fmt.Errorf("there is no parameter %q: want limit, window, cost or algorithm", name)
+			return r, fmt.Errorf("there is no parameter %.60q: want limit, window, cost or algorithm", name)
 		}
 		if err != nil {
-			return fmt.Errorf("the %s is %q: want a whole number, or for the window a duration such as 60s", name, value)
+			return r, fmt.Errorf("the %s is %.60q: want a whole number, or for the window a duration such as 60s", name, value)
 		}
 	}
-	return r.valid()
-}
-
-// parseWindow reads a duration such as 90s, 1m30s or 500ms; a number alone is in seconds.
-func parseWindow(s string) (time.Duration, error) {
-	if s == "" || s[len(s)-1] > '9' {
-		return time.ParseDuration(s)
-	}
-	n, err := strconv.ParseUint(s, 10, 31)
-	return time.Duration(n) * time.Second, err
+	return r, r.valid()
 }

@@ -77,19 +77,20 @@ var page []byte
 func Handler(source Source) http.Handler {
 	policy := "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'" +
 		"; script-src '" + hash("script") + "'; style-src '" + hash("style") + "'"
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Security-Policy", policy)
-		answer(w, "text/html; charset=utf-8", page)
-	})
-	mux.HandleFunc("GET /console/api/status", func(w http.ResponseWriter, r *http.Request) {
-		body, err := json.Marshal(listed(source.Status(r.Context())))
-		if err != nil { // a Status always encodes
-			panic(err)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/" && r.URL.Path != "/console/api/status":
+			refuse(w, http.StatusNotFound, "not_found", "there is nothing here; objects are at /objects/{class}/{name}")
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", http.MethodGet)
+			refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", "the console is read with GET")
+		case r.URL.Path == "/":
+			w.Header().Set("Content-Security-Policy", policy)
+			answer(w, http.StatusOK, "text/html; charset=utf-8", page)
+		default:
+			writeJSON(w, http.StatusOK, listed(source.Status(r.Context())))
 		}
-		answer(w, "application/json", body)
 	})
-	return mux
 }
 
 // listed makes every list one, so that readers never meet a null.
@@ -103,13 +104,26 @@ func listed(s Status) Status {
 	return s
 }
 
-func answer(w http.ResponseWriter, contentType string, body []byte) {
+func refuse(w http.ResponseWriter, status int, code, message string) {
+	writeJSON(w, status, map[string]any{"error": map[string]string{"code": code, "message": message}})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // what a console tells always encodes
+		panic(err)
+	}
+	answer(w, status, "application/json", body)
+}
+
+func answer(w http.ResponseWriter, status int, contentType string, body []byte) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
 	_, _ = w.Write(body) // a reader who left
 }
 

@@ -79,8 +79,12 @@ func TestPageIsSealed(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]int{"/": 405, "/console/api/status": 405, "/other": 404} {
-		if r := get(t, source{}, "POST", path); r.StatusCode != want {
-			t.Errorf("POST %s: %s", path, r.Status)
+		r := get(t, source{}, "POST", path)
+		var body struct {
+			Error struct{ Code, Message string }
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || r.StatusCode != want || body.Error.Code == "" {
+			t.Errorf("POST %s: %s %+v, %v", path, r.Status, body, err)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"slices"
 	"time"
 
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
@@ -44,15 +43,6 @@ func Define[T any](name Class[T], options ...Option[T]) Definition {
 	return Definition{name: c.name, info: c.info, build: func() host.Instance { return &instance[T]{class: c} }}
 }
 
-// Needs says which bindings the class uses; a node does not start without them.
-func (d Definition) Needs(bindings ...AnyBinding) Definition {
-	d.info.Needs = slices.Clone(d.info.Needs)
-	for _, b := range bindings {
-		d.info.Needs = append(d.info.Needs, b.bindingName())
-	}
-	return d
-}
-
 // IdleAfter says how long an object stays in memory unused. The default is the node's,
 // usually 10 s.
 func (d Definition) IdleAfter(idle time.Duration) Definition {
@@ -68,15 +58,6 @@ func (d Definition) Info() host.ClassInfo { return d.info }
 
 // New makes an instance for the engine.
 func (d Definition) New() host.Instance { return d.build() }
-
-// A Binding is the name of something outside of objects that a node's configuration
-// provides to them as a B.
-type Binding[B any] string
-
-func (b Binding[B]) bindingName() string { return string(b) }
-
-// AnyBinding is a [Binding] of whatever type.
-type AnyBinding interface{ bindingName() string }
 
 // A class is what Define knows of a class, in the form that running events need.
 type class[T any] struct {

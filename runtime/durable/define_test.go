@@ -44,18 +44,17 @@ const (
 
 func TestDefine(t *testing.T) {
 	t.Parallel()
-	const archive Binding[int] = "archive"
 	d := Define(Class[plain]("plain"), doIt.Handle((*plain).do).Public(), tick.Handle((*plain).tick))
-	e := d.Needs(archive).IdleAfter(time.Minute)
+	e := d.IdleAfter(time.Minute)
 	want := host.ClassInfo{
 		Methods: map[string]bool{"do": true}, Schedules: map[string]bool{"tick": true},
-		Needs: []string{"archive"}, IdleAfter: time.Minute,
+		IdleAfter: time.Minute,
 	}
 	if diff := cmp.Diff(want, e.Info()); diff != "" {
 		t.Errorf("info (-want +got):\n%s", diff)
 	}
-	if len(d.Info().Needs) != 0 || d.Info().IdleAfter != 0 {
-		t.Errorf("Needs and IdleAfter have changed the definition they were called on: %+v", d.Info())
+	if d.Info().IdleAfter != 0 {
+		t.Errorf("IdleAfter has changed the definition it was called on: %+v", d.Info())
 	}
 	var _ host.Class = d
 	if d.Name() != "plain" {

@@ -62,7 +62,9 @@
 // An object takes part in more than calls by having more methods: [Loader],
 // [Fetcher], [Alarmer], [AlarmFailer], [WebSocketMessageHandler],
 // [WebSocketCloseHandler], [WebSocketErrorHandler] and [Stopper]. They are found
-// when the class is defined; a hook with the wrong signature is refused there.
+// when the class is defined; a hook with the wrong signature is refused there. A Fetch hook
+// that answers more than one path has a table of [Routes], and [ReadJSON], [WriteJSON] and
+// [WriteError] for what goes in and out.
 //
 // # Memory
 //

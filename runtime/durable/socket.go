@@ -72,7 +72,8 @@ type AcceptOptions struct {
 
 // Accept answers the request of the running [Fetcher] hook by making it a WebSocket. The
 // handshake happens when the event has ended and its writes are durable, and messages that
-// were sent to the socket until then follow it.
+// were sent to the socket until then follow it. What the hook sets in the response's header, such
+// as a cookie, is part of the handshake's answer.
 func (tx *Tx) Accept(o AcceptOptions) (*Socket, error) {
 	id, err := tx.turn.Accept(host.AcceptOptions{Tags: o.Tags, Subprotocols: o.Subprotocols})
 	if err != nil {

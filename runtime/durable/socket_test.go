@@ -40,7 +40,8 @@ func (*hall) Load(_ context.Context, tx *durable.Tx) error {
 	return tx.SetAutoResponses(durable.AutoResponse{Request: "ping", Response: "pong"}, durable.AutoResponse{Request: "a", Response: "b"})
 }
 
-func (*hall) Fetch(_ context.Context, tx *durable.Tx, _ http.ResponseWriter, r *http.Request) error {
+func (*hall) Fetch(_ context.Context, tx *durable.Tx, w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("X-Hall", "great")
 	ws, err := tx.Accept(durable.AcceptOptions{Tags: r.URL.Query()["tag"]})
 	if err != nil {
 		return err
@@ -69,6 +70,9 @@ func TestWhatAHallSees(t *testing.T) {
 		}
 		began := time.Now()
 		ada := w.Connect(it, "/ada?tag=x&tag=y&tag=x")
+		if got := ada.Header().Get("X-Hall"); got != "great" {
+			t.Errorf("the handshake's header says %q", got)
+		}
 		time.Sleep(time.Minute)
 		bob := w.Connect(it, "/bob?tag=y")
 		ada.Send("ping")

@@ -15,6 +15,7 @@ import (
 const (
 	codeMethodNotAllowed host.Code = "method_not_allowed"
 	codeForbidden        host.Code = "forbidden"
+	codeMisdirected      host.Code = "misdirected"
 	codeTimeout          host.Code = "timeout"
 	codeUpgradeRequired  host.Code = "upgrade_required"
 )
@@ -33,6 +34,8 @@ func statusOf(code host.Code) int {
 		return http.StatusBadRequest
 	case codeForbidden:
 		return http.StatusForbidden
+	case codeMisdirected:
+		return http.StatusMisdirectedRequest
 	case host.CodeUnknownClass, host.CodeUnknownMethod, host.CodeNotFound:
 		return http.StatusNotFound
 	case codeMethodNotAllowed:
@@ -93,6 +96,7 @@ type answer struct {
 	class  string // once it is known to exist, so that labels are bounded
 	status int
 	bytes  int64
+	held   int64 // bytes of memory that the request's body has
 }
 
 func (a *answer) WriteHeader(status int) {

@@ -13,17 +13,17 @@ import (
 
 // bufferBody reads r's body into memory if it is short enough. Otherwise it stays one
 // that is bounded in length and patience.
-func (g *Gateway) bufferBody(r *http.Request) error {
+func (g *Gateway) bufferBody(a *answer, r *http.Request) error {
 	b, ok := r.Body.(*body)
 	if !ok || r.ContentLength > int64(g.cfg.BufferBytes) {
 		return nil
 	}
 	if r.ContentLength >= 0 {
-		data, err := b.readFull(r.ContentLength)
+		data, err := g.collect(a, b, r.ContentLength)
 		r.Body = newReadyBody(data)
 		return err
 	}
-	head, err := io.ReadAll(io.LimitReader(b, int64(g.cfg.BufferBytes)+1))
+	head, err := g.collect(a, io.LimitReader(b, int64(g.cfg.BufferBytes)+1), -1)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (g *Gateway) bufferBody(r *http.Request) error {
 }
 
 // readAll reads a whole body of at most limit bytes.
-func (g *Gateway) readAll(r *http.Request, limit int64) ([]byte, error) {
+func (g *Gateway) readAll(a *answer, r *http.Request, limit int64) ([]byte, error) {
 	b, ok := r.Body.(*body)
 	if !ok {
 		return nil, nil
@@ -45,10 +45,59 @@ func (g *Gateway) readAll(r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge(limit)
 	}
-	if r.ContentLength >= 0 && r.ContentLength <= int64(g.cfg.BufferBytes) {
-		return b.readFull(r.ContentLength)
+	return g.collect(a, b, r.ContentLength)
+}
+
+// freeBytes of a body are what a connection may have without being counted.
+const freeBytes = 16 << 10
+
+// collect reads a body to its end, which is known to come after size bytes or is not, if size is
+// negative. Memory is taken as bytes come, whatever was promised, and never more than the node has for
+// the bodies of all its clients. It is given back when the request has been answered.
+func (g *Gateway) collect(a *answer, from io.Reader, size int64) ([]byte, error) {
+	first := int64(freeBytes)
+	if size >= 0 {
+		first = min(first, size)
 	}
-	return io.ReadAll(b) // grows with what has come, not with what was promised
+	data := make([]byte, 0, first)
+	for size < 0 || int64(len(data)) < size {
+		if len(data) == cap(data) {
+			bigger := 2 * int64(cap(data))
+			if size >= 0 {
+				bigger = min(bigger, size)
+			}
+			if err := g.hold(a, bigger); err != nil {
+				return nil, err
+			}
+			data = append(make([]byte, 0, bigger), data...)
+		}
+		n, err := from.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		switch {
+		case err == io.EOF && (size < 0 || int64(len(data)) == size):
+			return data, nil
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		}
+	}
+	if b, ok := from.(*body); ok {
+		b.settle()
+	}
+	return data, nil
+}
+
+// hold counts memory for a request's body, all that it has by now.
+func (g *Gateway) hold(a *answer, bytes int64) error {
+	more := bytes - a.held
+	a.held = bytes
+	if g.held.Add(more) <= g.cfg.BodiesBytes {
+		return nil
+	}
+	e := host.Errorf(host.CodeOverloaded, "this node receives too many large bodies at once")
+	e.Overloaded = true
+	return e
 }
 
 func tooLarge(limit int64) error {
@@ -123,16 +172,6 @@ func (b *body) Read(p []byte) (int, error) {
 		b.err = host.Errorf(host.CodeBadRequest, "the body is malformed or ended early").Because(err)
 	}
 	return n, b.err
-}
-
-// readFull reads a body whose length is known.
-func (b *body) readFull(length int64) ([]byte, error) {
-	data := make([]byte, length)
-	if _, err := io.ReadFull(b, data); err != nil {
-		return nil, err
-	}
-	b.settle()
-	return data, nil
 }
 
 func (b *body) Close() error { return b.from.Close() }

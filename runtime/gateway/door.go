@@ -18,6 +18,7 @@ import (
 // ServeHTTP is the gateway as a handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a := &answer{ResponseWriter: w} // not pooled: somebody may hold on to it after a cancelled event
+	defer g.release(a)
 	defer g.done(a, r)
 	g.serve(a, r)
 }
@@ -38,6 +39,13 @@ func (g *Gateway) done(a *answer, r *http.Request) {
 	g.metrics.bytesOut.Add(float64(a.bytes))
 }
 
+// release gives back what a request's body took.
+func (g *Gateway) release(a *answer) {
+	if a.held > 0 {
+		g.held.Add(-a.held)
+	}
+}
+
 // serve decides what a request is for.
 func (g *Gateway) serve(a *answer, r *http.Request) {
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
@@ -54,6 +62,10 @@ func (g *Gateway) serve(a *answer, r *http.Request) {
 		// From here on nobody waits for a client for ever, not even net/http, which
 		// reads what a handler left.
 		r.Body = g.newBody(a.ResponseWriter, r.Body)
+	}
+	if !g.hosts.allow(r.Host) {
+		a.fail(errForeignHost(r.Host))
+		return
 	}
 	path := r.URL.EscapedPath()
 	if route, ok := parseRoute(path); ok {
@@ -133,7 +145,7 @@ func (g *Gateway) call(a *answer, r *http.Request, to host.Ref, method string) e
 	if !g.origins.allow(r) {
 		return errForeignOrigin()
 	}
-	args, err := g.readAll(r, min(g.cfg.MaxBodyBytes, host.MaxCallBytes))
+	args, err := g.readAll(a, r, min(g.cfg.MaxBodyBytes, host.MaxCallBytes))
 	if err != nil {
 		return err
 	}
@@ -153,7 +165,7 @@ func (g *Gateway) call(a *answer, r *http.Request, to host.Ref, method string) e
 // fetch hands a request to the object's Fetch.
 func (g *Gateway) fetch(a *answer, r *http.Request, to host.Ref, rest string) error {
 	inner := innerRequest(r, rest)
-	if err := g.bufferBody(inner); err != nil {
+	if err := g.bufferBody(a, inner); err != nil {
 		return err
 	}
 	up, err := g.to.Serve(r.Context(), to, a, inner)
@@ -162,6 +174,7 @@ func (g *Gateway) fetch(a *answer, r *http.Request, to host.Ref, rest string) er
 	}
 	if up.Socket != 0 {
 		g.Hub.Abandon(to.ID, up.Socket)
+		clear(a.Header())
 		return host.Errorf(codeUpgradeRequired, "this is a WebSocket's address: the request must ask for an upgrade")
 	}
 	return nil
@@ -192,6 +205,7 @@ func (g *Gateway) upgrade(a *answer, r *http.Request, to host.Ref, rest string) 
 	}
 	err = g.Hub.Adopt(a.ResponseWriter, r, to.ID, up)
 	if errors.Is(err, socket.ErrNoSocket) {
+		clear(a.Header())
 		return host.Errorf(host.CodeUnavailable, "the socket was closed before its handshake")
 	}
 	a.status = http.StatusSwitchingProtocols

@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,8 +44,9 @@ type Dispatcher interface {
 	// Class returns the facts about a class, and whether there is one of that name.
 	Class(name string) (host.ClassInfo, bool)
 	// Serve runs a fetch event. If it returns nil and the zero Upgrade, the response
-	// has been written to w. With a socket in the Upgrade nothing was written,
-	// [Gateway.Accept] has been called, and the handshake is ours. With an error
+	// has been written to w. With a socket in the Upgrade nothing was written but w's header
+	// has what the object wants in the handshake's answer, [Gateway.Accept] has been called, and the
+	// handshake is ours. With an error
 	// nothing was written, unless it matches [http.ErrAbortHandler].
 	Serve(ctx context.Context, to host.Ref, w http.ResponseWriter, r *http.Request) (host.Upgrade, error)
 	// Call runs a method; arguments and reply are JSON.
@@ -68,7 +70,14 @@ type Config struct {
 	MaxHeaderBytes    int           // 64 KiB
 	MaxBodyBytes      int64         // 413 beyond it; 100 MiB
 	BufferBytes       int           // bodies up to this are read before the event starts; 1 MiB
+	BodiesBytes       int64         // of the node: bodies over 16 KiB that are in memory; 503 beyond it; 512 MiB
 	MaxConns          int           // open connections, sockets included; further ones are closed at once; 262,144
+	MaxConnsPerClient int           // the same for one client: an IPv4 address or an IPv6 /64. Loopback is not counted; 16,384
+
+	// Hosts lists the names under which clients may address this node, without ports
+	// ("app.example.com", "*.example.com"). IP addresses and localhost are always fine. Empty
+	// means any name, which is right only where a web page of that name could do no harm.
+	Hosts []string
 
 	// OriginPatterns lists the foreign origins whose pages may open sockets, call methods
 	// and create objects: hosts ("app.example.com", "*.example.com") or origins with
@@ -87,7 +96,9 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxHeaderBytes, 64<<10)
 	setDefault(&c.MaxBodyBytes, 100<<20)
 	setDefault(&c.BufferBytes, 1<<20)
+	setDefault(&c.BodiesBytes, 1<<29)
 	setDefault(&c.MaxConns, 1<<18)
+	setDefault(&c.MaxConnsPerClient, 1<<14)
 	if c.Ready == nil {
 		c.Ready = func() error { return nil }
 	}
@@ -101,6 +112,15 @@ func (c Config) withDefaults() Config {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c
+}
+
+// Check returns which setting makes no sense, if one does. [New] does the same.
+func (c Config) Check() error {
+	_, err := parseHosts(c.Hosts)
+	if err == nil {
+		_, err = parseOrigins(c.OriginPatterns)
+	}
+	return err
 }
 
 func setDefault[T comparable](p *T, v T) {
@@ -118,15 +138,22 @@ type Gateway struct {
 	cfg     Config
 	log     *slog.Logger
 	to      Dispatcher
+	hosts   hosts
 	origins origins
+	clients *clients
 	refs    *refCache
 	metrics *metrics
+	held    atomic.Int64 // bytes of bodies in memory
 	server  *http.Server
 }
 
 // New returns a gateway that serves nobody yet. The error says which setting is wrong.
 func New(cfg Config) (*Gateway, error) {
 	cfg = cfg.withDefaults()
+	hosts, err := parseHosts(cfg.Hosts)
+	if err != nil {
+		return nil, err
+	}
 	origins, err := parseOrigins(cfg.OriginPatterns)
 	if err != nil {
 		return nil, err
@@ -136,7 +163,9 @@ func New(cfg Config) (*Gateway, error) {
 		Hub:     socket.New(cfg.Sockets),
 		cfg:     cfg,
 		log:     cfg.Logger,
+		hosts:   hosts,
 		origins: origins,
+		clients: newClients(cfg.MaxConns, cfg.MaxConnsPerClient),
 		refs:    newRefCache(),
 		metrics: newMetrics(),
 	}

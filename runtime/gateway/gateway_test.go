@@ -355,6 +355,51 @@ func TestBodies(t *testing.T) {
 	}
 }
 
+// TestBodiesInMemoryAreBounded has clients that promise much, which costs nothing, and some
+// that send it and then wait.
+func TestBodiesInMemoryAreBounded(t *testing.T) {
+	t.Parallel()
+	f := &fake{serve: echo}
+	g, addr := start(t, f, Config{BodiesBytes: 1 << 20})
+	for range 10 {
+		fmt.Fprint(dial(t, addr), "POST /objects/room/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx")
+	}
+	status := func(body string) int {
+		t.Helper()
+		resp, err := http.Post("http://"+addr+"/objects/room/a", "text/plain", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode == 200 && string(got) != body {
+			t.Errorf("a body of %d bytes came back as %d, %v", len(body), len(got), err)
+		}
+		return resp.StatusCode
+	}
+	large := strings.Repeat("0123456789", 70_000)
+	if got := status(large); got != 200 {
+		t.Errorf("beside promises: %d", got)
+	}
+	half := dial(t, addr)
+	fmt.Fprint(half, "POST /objects/room/a HTTP/1.1\r\nHost: x\r\nContent-Length: 700001\r\n\r\n"+large)
+	for deadline := time.Now().Add(10 * time.Second); g.held.Load() < 700_000 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := status(large); got != 503 {
+		t.Errorf("beside as much: %d, want 503", got)
+	}
+	if got := status("small"); got != 200 {
+		t.Errorf("a small one: %d", got)
+	}
+	half.Close()
+	for deadline := time.Now().Add(10 * time.Second); g.held.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := status(large); got != 200 {
+		t.Errorf("when it has gone: %d, %d bytes are counted", got, g.held.Load())
+	}
+}
+
 func TestUnencryptedHTTP2(t *testing.T) {
 	t.Parallel()
 	_, addr := start(t, &fake{serve: echo}, Config{})
@@ -477,8 +522,78 @@ func TestConnectionLimit(t *testing.T) {
 	if got, err := io.ReadAll(dial(t, addr)); len(got) > 0 {
 		t.Errorf("the second connection got %q %v", got, err)
 	}
-	if n := g.metrics.conns.Load(); n != 1 {
-		t.Errorf("%d connections are counted", n)
+	g.clients.mu.Lock()
+	defer g.clients.mu.Unlock()
+	if g.clients.all != 1 {
+		t.Errorf("%d connections are counted", g.clients.all)
+	}
+}
+
+func TestConnectionsOfOneClient(t *testing.T) {
+	t.Parallel()
+	from := func(ip string) client { return clientOf(&net.TCPAddr{IP: net.ParseIP(ip), Port: 1}) }
+	c := newClients(5, 2)
+	for i, step := range []struct{ ip, want string }{
+		{"192.0.2.1", ""},
+		{"::ffff:192.0.2.1", ""}, // the same
+		{"192.0.2.1", limitClient},
+		{"2001:db8::1", ""},
+		{"2001:db8::2", ""},
+		{"2001:db8::ffff:0:0:3", limitClient}, // of the same subscriber
+		{"127.0.0.1", ""},
+		{"127.0.0.1", limitNode},
+	} {
+		if got := c.enter(from(step.ip)); got != step.want {
+			t.Errorf("%d: %s is limited by %q, want %q", i, step.ip, got, step.want)
+		}
+	}
+	for _, ip := range []string{"192.0.2.1", "192.0.2.1", "2001:db8::9", "2001:db8::1", "::1"} {
+		c.leave(from(ip))
+	}
+	if c.all != 0 || len(c.each) != 0 {
+		t.Errorf("when all have left, %d of %v are counted", c.all, c.each)
+	}
+	if from("::1") != (client{}) || clientOf(&net.UnixAddr{}) != (client{}) {
+		t.Error("loopback or a socket without an address is counted")
+	}
+}
+
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	g := attached(t, &fake{}, Config{Hosts: []string{"app.test", "*.Example.com"}})
+	for authority, want := range map[string]int{
+		"localhost":            200,
+		"LOCALHOST.:8787":      200,
+		"chat.localhost:8787":  200,
+		"127.0.0.1:8787":       200,
+		"192.0.2.1":            200,
+		"[::1]:8787":           200,
+		"[::1]":                200,
+		"":                     200,
+		"app.test:8787":        200,
+		"www.example.COM":      200,
+		"evil.test":            421,
+		"evil.test:8787":       421,
+		"127.0.0.1.evil.test":  421,
+		"localhost.evil.test":  421,
+		"xlocalhost":           421,
+		"example.com":          421,
+		"app.test.evil.test":   421,
+		"www.example.com.evil": 421,
+		"[evil.test]":          421,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
+		r.Host = authority
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		if w.Code != want || want == 421 && !strings.Contains(w.Body.String(), `"misdirected"`) {
+			t.Errorf("Host %q: %d %s, want %d", authority, w.Code, w.Body, want)
+		}
+	}
+	for _, pattern := range []string{"", "[", "http://app.test", "app.test:80"} {
+		if _, err := New(Config{Hosts: []string{pattern}}); err == nil {
+			t.Errorf("the pattern %q was accepted", pattern)
+		}
 	}
 }
 

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +17,7 @@ type listener struct {
 	gateway *Gateway
 }
 
-// Accept returns the next connection. Beyond the limit they are closed at once: a
+// Accept returns the next connection. Beyond the limits they are closed at once: a
 // client that is told can go elsewhere.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
@@ -23,33 +25,101 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		m := l.gateway.metrics
-		if m.conns.Add(1) <= int64(l.gateway.cfg.MaxConns) {
-			return &conn{Conn: c, timeout: l.gateway.cfg.WriteTimeout, open: &m.conns}, nil
+		g := l.gateway
+		from := clientOf(c.RemoteAddr())
+		if limit := g.clients.enter(from); limit != "" {
+			g.metrics.refusedConns.WithLabelValues(limit).Inc()
+			c.Close()
+			continue
 		}
-		m.conns.Add(-1)
-		m.refusedConns.Inc()
-		c.Close()
+		g.metrics.openConns.Inc()
+		return &conn{Conn: c, gateway: g, from: from}, nil
+	}
+}
+
+// A client is whoever shares a cap of connections: an IPv4 address, or an IPv6 /64, since
+// that is what one subscriber has. The zero client is whoever is not counted: loopback, where
+// a proxy speaks for many, and what has no IP address.
+type client struct{ netip.Prefix }
+
+func clientOf(a net.Addr) client {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return client{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if !ip.IsValid() || ip.IsLoopback() {
+		return client{}
+	}
+	p, err := ip.Prefix(min(ip.BitLen(), 64))
+	if err != nil {
+		panic(fmt.Sprintf("gateway: the prefix of %v: %v", ip, err)) // it has enough bits
+	}
+	return client{p}
+}
+
+// clients counts open connections.
+type clients struct {
+	max, maxEach int
+
+	mu   sync.Mutex // guards the following
+	all  int
+	each map[client]int
+}
+
+// The limits of clients, as metrics name them.
+const (
+	limitNode   = "node"
+	limitClient = "client"
+)
+
+func newClients(limit, limitEach int) *clients {
+	return &clients{max: limit, maxEach: limitEach, each: make(map[client]int)}
+}
+
+// enter counts a connection, or says which limit is against it.
+func (c *clients) enter(from client) (limit string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all >= c.max {
+		return limitNode
+	}
+	if from != (client{}) {
+		if c.each[from] >= c.maxEach {
+			return limitClient
+		}
+		c.each[from]++
+	}
+	c.all++
+	return ""
+}
+
+func (c *clients) leave(from client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all--
+	if c.each[from]--; c.each[from] <= 0 { // also the zero client's, which has no count
+		delete(c.each, from)
 	}
 }
 
 // A conn is a client's connection while it speaks HTTP.
 type conn struct {
 	net.Conn
-	timeout time.Duration
+	gateway *Gateway
+	from    client
 	arm     atomic.Int64 // when the write deadline must be set anew, in Unix nanoseconds
 	once    sync.Once
-	open    *atomic.Int64
 }
 
 // Write gives each write at least half the time-out. To set a deadline is dear, so a
 // busy connection gets a new one only when half of the old one is used up.
 func (c *conn) Write(p []byte) (int, error) {
 	if now := time.Now(); now.UnixNano() >= c.arm.Load() {
-		if err := c.Conn.SetWriteDeadline(now.Add(c.timeout)); err != nil {
+		if err := c.Conn.SetWriteDeadline(now.Add(c.gateway.cfg.WriteTimeout)); err != nil {
 			return 0, err
 		}
-		c.arm.Store(now.Add(c.timeout / 2).UnixNano())
+		c.arm.Store(now.Add(c.gateway.cfg.WriteTimeout / 2).UnixNano())
 	}
 	return c.Conn.Write(p)
 }
@@ -61,7 +131,10 @@ func (c *conn) SetDeadline(t time.Time) error {
 }
 
 func (c *conn) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
+	c.once.Do(func() {
+		c.gateway.clients.leave(c.from)
+		c.gateway.metrics.openConns.Dec()
+	})
 	return c.Conn.Close()
 }
 

@@ -3,7 +3,6 @@ package gateway
 import (
 	"net/http"
 	"sync"
-	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -12,10 +11,9 @@ import (
 type metrics struct {
 	requests     *prometheus.CounterVec // by class and status class
 	bytesOut     prometheus.Counter
-	refusedConns prometheus.Counter
-	conns        atomic.Int64
+	refusedConns *prometheus.CounterVec // by whose limit it was
+	openConns    prometheus.Gauge
 	byClass      sync.Map // of class to *[6]prometheus.Counter, so that the hot path looks up one key
-	openConns    prometheus.GaugeFunc
 }
 
 func newMetrics() *metrics {
@@ -28,15 +26,18 @@ func newMetrics() *metrics {
 			Name: "holdfast_http_response_bytes_total",
 			Help: "Bytes of HTTP response bodies.",
 		}),
-		refusedConns: prometheus.NewCounter(prometheus.CounterOpts{
+		refusedConns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_connections_refused_total",
-			Help: "Connections closed at once because there were too many.",
+			Help: "Connections closed at once because there were too many, of the node or of one client.",
+		}, []string{"limit"}),
+		openConns: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "holdfast_connections_open",
+			Help: "Open client connections, WebSockets included.",
 		}),
 	}
-	m.openConns = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "holdfast_connections_open",
-		Help: "Open client connections, WebSockets included.",
-	}, func() float64 { return float64(m.conns.Load()) })
+	for _, limit := range []string{limitNode, limitClient} {
+		m.refusedConns.WithLabelValues(limit) // 0 is worth seeing, too
+	}
 	return m
 }
 

@@ -19,6 +19,7 @@ import (
 type Conn struct {
 	gateway *gateway
 	ref     host.Ref
+	header  http.Header
 
 	// The rest is guarded by the gateway's mu.
 	socket    host.Socket
@@ -53,8 +54,13 @@ func (w *World) Dial(to Object, r *http.Request) (*Conn, error) {
 	if up.Socket == 0 {
 		return nil, host.Errorf(host.CodeBadRequest, "the object did not accept a WebSocket: it answered %d %s", rec.Code, rec.Body)
 	}
-	return n.gateway.take(up.Socket), nil
+	conn := n.gateway.take(up.Socket)
+	conn.header = rec.Header()
+	return conn, nil
 }
+
+// Header returns what the object added to the answer of the handshake.
+func (c *Conn) Header() http.Header { return c.header }
 
 // Send sends a text message, and returns when the object's handler has ended. That the
 // handler failed is logged: a client does not learn of it.

@@ -110,29 +110,20 @@ func (t *turn) stamp() error {
 		o.carried = carried{known: true}
 		return nil
 	}
-	if t.cleared {
-		for id, h := range o.carried.handled {
-			if h.stored {
-				t.putNumber(socketKey(id), h.seq)
-			}
-		}
-	}
 	if m, ok := t.ev.what.(*host.SocketMessage); ok && m.Seq > 0 {
 		t.putNumber(socketKey(m.Socket), m.Seq)
 		o.carried.note(m.Socket, handled{m.Seq, true})
 	}
-	if !t.sends && !t.cleared {
+	if !t.sends {
 		return nil
 	}
 	if _, err := o.outputs(); err != nil {
 		return err
 	}
-	if t.sends {
-		o.carried.outputs++
-		outputs, id := o.carried.outputs, o.ref.ID
-		t.out(func() { carrier.Mark(id, outputs) })
-	}
-	t.putNumber(outputsKey, o.carried.outputs)
+	o.carried.outputs++
+	outputs, id := o.carried.outputs, o.ref.ID
+	t.out(func() { carrier.Mark(id, outputs) })
+	t.putNumber(outputsKey, outputs)
 	return nil
 }
 

@@ -277,6 +277,7 @@ func (e *Engine) post(p post) {
 }
 
 // keep keeps a post for the next reign over its shard. It reports false if that has begun.
+// In a cluster the next one may be anywhere: there the gateway delivers again.
 func (e *Engine) keep(p post) bool {
 	shard := e.cfg.Table.ShardOf(p.to.ID)
 	e.mu.Lock()
@@ -284,7 +285,9 @@ func (e *Engine) keep(p post) bool {
 	if r := e.reigns[shard].Load(); r != nil && !r.isOver() {
 		return false
 	}
-	e.kept[shard] = append(e.kept[shard], p)
+	if e.cfg.Carrier == nil {
+		e.kept[shard] = append(e.kept[shard], p)
+	}
 	return true
 }
 

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
 )
@@ -357,6 +359,16 @@ func TestMailboxLimits(t *testing.T) {
 		if _, err := w.call("x", "get", "k"); !errors.Is(err, host.ErrOverloaded) || !strings.Contains(err.Error(), "too many events") {
 			t.Errorf("the third waiting event got %v, want overloaded", err)
 		}
+		waiting := func() float64 {
+			var d dto.Metric
+			if err := w.engine.classes["script"].metrics.waiting.Write(&d); err != nil {
+				t.Fatal(err)
+			}
+			return d.GetGauge().GetValue()
+		}
+		if n := waiting(); n != 2 {
+			t.Errorf("%v events are said to wait, want 2", n)
+		}
 		pass(2 * time.Minute)
 		close(gate)
 		for range 2 {
@@ -366,6 +378,9 @@ func TestMailboxLimits(t *testing.T) {
 		}
 		if _, err := w.call("x", "get", strings.Repeat("k", 1800)); err != nil {
 			t.Errorf("the object does not work on: %v", err)
+		}
+		if n := waiting(); n != 0 {
+			t.Errorf("%v events are said to wait when none does", n)
 		}
 	})
 }
@@ -932,6 +947,12 @@ func TestMessagesAreHandledOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{
+			methods: map[string]func(*instance, context.Context, host.Turn, string) (string, error){
+				"clear": func(_ *instance, _ context.Context, tx host.Turn, _ string) (string, error) {
+					tx.DeleteAll()
+					return "", nil
+				},
+			},
 			fetch: func(_ context.Context, tx host.Turn, _ http.ResponseWriter, _ *http.Request) error {
 				_, err := tx.Accept(host.AcceptOptions{})
 				return err
@@ -972,6 +993,7 @@ func TestMessagesAreHandledOnce(t *testing.T) {
 		if got := w.must("x", "get", "n"); got != "1" || settled != 4 {
 			t.Errorf("the object handled %s messages with effect, and %d settled", got, settled)
 		}
+		w.must("x", "clear", "") // not even this makes the object forget what it has handled
 		if got := w.gateway.sockets[ref("x").ID][0]; got.Gateway != "far" {
 			t.Errorf("the socket's gateway is %q", got.Gateway)
 		}
@@ -983,8 +1005,8 @@ func TestMessagesAreHandledOnce(t *testing.T) {
 		w.start(Config{Carrier: carrier}, s)
 		say(3, "clear")
 		say(4, "b")
-		if got := w.must("x", "get", "n"); got != "2" {
-			t.Errorf("after the owner died %s messages have had effect, want 2", got)
+		if got := w.must("x", "get", "n"); got != "1" {
+			t.Errorf("after the owner died %s messages have had effect, want 1", got)
 		}
 		if log := w.gateway.take(); slices.ContainsFunc(log, func(s string) bool { return strings.HasPrefix(s, "close") }) {
 			t.Errorf("a socket that missed nothing was closed: %q", log)

@@ -19,6 +19,7 @@ type Metrics struct {
 	commits  *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	awake    *prometheus.GaugeVec
+	waiting  *prometheus.GaugeVec
 	held     *prometheus.HistogramVec
 }
 
@@ -26,6 +27,9 @@ type Metrics struct {
 func NewMetrics() *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "holdfast", Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "holdfast", Name: name, Help: help}, []string{"class"})
 	}
 	histogram := func(name, help string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -40,14 +44,15 @@ func NewMetrics() *Metrics {
 		resets:   counter("object_resets_total", "Objects that were reset because a commit failed or took too long.", "class"),
 		commits:  counter("object_commits_total", "Batches of writes handed to storage.", "class"),
 		bytes:    counter("object_commit_bytes_total", "Bytes of those batches.", "class"),
-		awake:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "holdfast", Name: "objects_awake", Help: "Objects in memory."}, []string{"class"}),
+		awake:    gauge("objects_awake", "Objects in memory."),
+		waiting:  gauge("object_mailbox_events", "Events that wait in the mailboxes of objects."),
 		held:     histogram("object_gate_seconds", "Time from the hand-over of a batch to its being durable."),
 	}
 }
 
 // Collectors returns what is to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.events, m.duration, m.refused, m.resets, m.commits, m.bytes, m.awake, m.held}
+	return []prometheus.Collector{m.events, m.duration, m.refused, m.resets, m.commits, m.bytes, m.awake, m.waiting, m.held}
 }
 
 // classMetrics are the figures of one class, looked up once.
@@ -60,6 +65,7 @@ type classMetrics struct {
 	commits  prometheus.Counter
 	bytes    prometheus.Counter
 	awake    prometheus.Gauge
+	waiting  prometheus.Gauge
 	held     prometheus.Observer
 }
 
@@ -83,6 +89,7 @@ func (m *Metrics) class(name string) classMetrics {
 		commits:  m.commits.WithLabelValues(name),
 		bytes:    m.bytes.WithLabelValues(name),
 		awake:    m.awake.WithLabelValues(name),
+		waiting:  m.waiting.WithLabelValues(name),
 		held:     m.held.WithLabelValues(name),
 	}
 	for o := range outcomes {

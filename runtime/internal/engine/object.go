@@ -147,6 +147,7 @@ func (o *object) enqueue(ev *event) {
 	ev.queued = time.Now()
 	o.mailbox.push(ev)
 	o.bytes += ev.size
+	o.class.metrics.waiting.Inc()
 }
 
 // learnName notes a name that the object was called by. The caller has the turn.
@@ -202,6 +203,7 @@ func (o *object) drain() {
 		}
 		ev := o.mailbox.pop()
 		o.bytes -= ev.size
+		o.class.metrics.waiting.Dec()
 		if cfg := &o.reign.engine.cfg; o.room != nil && o.mailbox.len() <= cfg.MailboxEvents/2 && o.bytes <= cfg.MailboxBytes/2 {
 			close(o.room)
 			o.room = nil
@@ -417,7 +419,7 @@ func (o *object) sweep(now time.Time) {
 		o.reset(&host.Error{
 			Code: host.CodeUnknownOutcome, Overloaded: true, Reset: true,
 			Message: "storage took too long and the object was reset: it may have happened",
-		})
+		}, true)
 		return
 	}
 	o.mu.Lock()
@@ -433,10 +435,10 @@ func (o *object) sweep(now time.Time) {
 	}
 }
 
-// reset gives the object up: its held outputs become errors, its sockets are closed so
-// that their clients connect again and see the durable state, and no event starts
+// reset gives the object up: its held outputs become errors, its sockets are closed (if
+// closing is set) so that their clients connect again and see the durable state, and no event starts
 // until the outcome of every commit is known; then the next one finds a new object.
-func (o *object) reset(cause *host.Error) {
+func (o *object) reset(cause *host.Error, closing bool) {
 	o.refuseWith(&host.Error{
 		Code: host.CodeUnavailable, Retryable: true, RetryAfter: time.Second,
 		Message: "the object is being reset; try again soon",
@@ -446,7 +448,9 @@ func (o *object) reset(cause *host.Error) {
 	}
 	o.class.metrics.resets.Inc()
 	o.reign.engine.cfg.Logger.Error("object reset", slog.String("class", o.class.name), slog.Any("object", o.ref.ID), slog.Any("shard", o.reign.shard), slog.Any("epoch", o.reign.store.Epoch()), slog.Any("err", cause))
-	o.reign.engine.cfg.Gateway.CloseAll(o.ref.ID, closeServiceRestart, "the object was reset")
+	if closing {
+		o.reign.engine.cfg.Gateway.CloseAll(o.ref.ID, closeServiceRestart, "the object was reset")
+	}
 }
 
 func (o *object) refusing() bool {
@@ -470,6 +474,7 @@ func (o *object) refuseWith(err error) {
 		}
 	}
 	o.bytes = 0
+	o.class.metrics.waiting.Sub(float64(len(waiting)))
 	if o.room != nil {
 		close(o.room)
 		o.room = nil

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,7 +13,8 @@ import (
 )
 
 // Serve runs a fetch event. If it returns nil and the zero Upgrade, the response has
-// been written to w; with a socket, nothing has, and the gateway makes the handshake.
+// been written to w; with a socket, nothing has but what the handler set in its header, and
+// the gateway makes the handshake.
 // On an error nothing has been written, unless the error is [http.ErrAbortHandler]: then
 // the response was under way and the connection must be broken off.
 func (e *Engine) Serve(ctx context.Context, to host.Ref, w http.ResponseWriter, r *http.Request) (host.Upgrade, error) {
@@ -49,6 +51,7 @@ func (e *Engine) serve(ctx context.Context, to host.Ref, w http.ResponseWriter, 
 		return host.Upgrade{}, err
 	}
 	if up := f.response.turn.upgrade; up.Socket != 0 {
+		f.response.handOver()
 		return up, nil
 	}
 	return host.Upgrade{}, f.response.complete()
@@ -208,6 +211,25 @@ func (r *response) complete() error {
 		return http.ErrAbortHandler // the client has gone
 	}
 	return nil
+}
+
+// handOver leaves what the handler set in the header to the answer of a handshake, except
+// for what is the handshake's own, or between two neighbours.
+func (r *response) handOver() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	head := r.w.Header()
+	maps.Copy(head, r.header)
+	for name := range head {
+		if strings.HasPrefix(name, "Sec-Websocket-") || handshakeOnly[name] {
+			delete(head, name)
+		}
+	}
+}
+
+var handshakeOnly = map[string]bool{
+	"Connection": true, "Upgrade": true, "Keep-Alive": true, "Proxy-Connection": true, "Te": true, "Trailer": true,
+	"Transfer-Encoding": true, "Content-Length": true,
 }
 
 // detach takes the connection away from the handler, and reports whether part of the

@@ -38,7 +38,6 @@ type segment struct {
 	batch     storage.Batch
 	begun     bool  // the batch has its header
 	confirmed bool  // a write in it must be waited for
-	cleared   bool  // it empties the object
 	wiped     bool  // it removes the object
 	sends     bool  // it sends something to sockets
 	due       int64 // the earliest alarm set in it, Unix milliseconds; 0 if none
@@ -122,7 +121,9 @@ func (o *object) committed(seq uint64, due int64, err error) {
 	o.gate.failed(seq)
 	e := *asError(err)
 	e.Reset = true
-	o.reset(&e)
+	// A failed commit is the end of the reign. In a cluster the next owner decides, by what
+	// was committed, which sockets may stay.
+	o.reset(&e, o.reign.engine.cfg.Carrier == nil)
 }
 
 // end queues the event's outcome and its last outputs behind the gate. What rests on
@@ -193,7 +194,7 @@ func (t *turn) revert(to segment) {
 		t.batch.Truncate(to.batch.Size())
 	}
 	t.begun, t.confirmed, t.due = to.begun, to.confirmed, to.due
-	t.cleared, t.wiped, t.sends = to.cleared, to.wiped, to.sends
+	t.wiped, t.sends = to.wiped, to.sends
 }
 
 // check panics if the turn may not be used now.
@@ -217,7 +218,7 @@ func (t *turn) begin(grows bool, unconfirmed bool) {
 	}
 	if !t.begun {
 		t.batch.Reset(o.ref.ID)
-		t.begun, t.confirmed, t.cleared, t.wiped, t.due = true, false, false, false, 0
+		t.begun, t.confirmed, t.wiped, t.due = true, false, false, 0
 	}
 	if !s.exists || (o.ref.Named && !s.named) {
 		was := [2]bool{s.exists, s.named}
@@ -290,7 +291,6 @@ func (t *turn) DeleteAll() {
 	}
 	t.begin(false, false)
 	t.batch.Clear()
-	t.cleared = true
 	t.undos = append(t.undos, t.o.state.clear(t.batchSeq()))
 }
 

@@ -51,7 +51,6 @@ type ClassInfo struct {
 	SocketError   bool            // handles [SocketError]
 	Methods       map[string]bool // every method; true if it may be called from outside over HTTP
 	Schedules     map[string]bool // every kind of named schedule that has a handler
-	Needs         []string        // names of the bindings that must be configured
 
 	IdleAfter time.Duration // how long it stays in memory unused; 0 means the engine's default
 }

@@ -232,6 +232,31 @@ func (g *Group) DeleteRange(lo, hi uint64) error {
 	return nil
 }
 
+// Clear deletes all records, and some stable values, at once. It is on disk when Clear
+// returns.
+func (g *Group) Clear(keys ...[]byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err != nil {
+		return g.err
+	}
+	b := g.log.db.NewBatch()
+	defer b.Close()
+	g.log.addPromise(b)
+	err := b.DeleteRange(logKey(g.id, 0), logEnd(g.id), nil)
+	for _, key := range keys {
+		err = errors.Join(err, b.Delete(stableKey(g.id, key), nil))
+	}
+	if err != nil {
+		return fmt.Errorf("clear group %d: %w", g.id, err)
+	}
+	if err := g.log.commit(b, true); err != nil {
+		return err
+	}
+	g.first, g.last, g.sizes = 0, 0, sizes{}
+	return nil
+}
+
 // Check reads all records from an index on, and returns an error if one of them is
 // damaged or missing.
 func (g *Group) Check(from uint64) (err error) {

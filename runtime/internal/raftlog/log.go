@@ -48,6 +48,9 @@ type Options struct {
 	// WriteDeadline bounds one write or fsync of a file; default 10 s.
 	WriteDeadline time.Duration
 
+	// SlowFsync is how long an fsync takes on a disk that [Log.Slow] calls slow; default 50 ms.
+	SlowFsync time.Duration
+
 	// MemTableBytes is how much of the log is kept in memory, and in the write-ahead
 	// log, before it is written to a table; default 64 MiB.
 	MemTableBytes int
@@ -65,6 +68,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.WriteDeadline == 0 {
 		o.WriteDeadline = 10 * time.Second
+	}
+	if o.SlowFsync == 0 {
+		o.SlowFsync = 50 * time.Millisecond
 	}
 	if o.MemTableBytes == 0 {
 		o.MemTableBytes = 64 << 20
@@ -85,6 +91,12 @@ var (
 	ErrStalled = errors.New("the disk does not answer")
 )
 
+// sameOperation is how exactly it is known when an operation began.
+const sameOperation = 100 * time.Millisecond
+
+// maxSlow bounds how many slow operations are remembered.
+const maxSlow = 100
+
 // A Log is one directory with the logs of many groups. Its methods may be called
 // from any goroutine.
 type Log struct {
@@ -104,8 +116,9 @@ type Log struct {
 	sealer sync.WaitGroup // the goroutine of seal, stopped by Close
 	stop   chan struct{}
 
-	mu     sync.Mutex // guards groups and closed
+	mu     sync.Mutex // guards what follows
 	groups map[uint64]*Group
+	slow   map[string]time.Time // when an operation began that was slow when last looked at
 	closed bool
 }
 
@@ -116,8 +129,9 @@ func Open(dir string, o Options) (*Log, error) {
 	l := &Log{
 		dir:     dir,
 		opts:    o,
-		metrics: newMetrics(),
+		metrics: newMetrics(o.SlowFsync),
 		groups:  make(map[uint64]*Group),
+		slow:    make(map[string]time.Time),
 		stop:    make(chan struct{}),
 	}
 	watched, watch := vfs.WithDiskHealthChecks(o.FS, o.WriteDeadline, nil, l.stalled)
@@ -325,7 +339,21 @@ func (l *Log) fail(err error) {
 	})
 }
 
+// stalled is told again and again, every other second, of an operation that takes too long. The
+// first time is not enough: when a process goes on that was stopped for a minute, every
+// operation that was under way looks as if it had taken as long.
 func (l *Log) stalled(i vfs.DiskSlowInfo) {
+	op, began := i.OpType.String()+" "+i.Path, time.Now().Add(-i.Duration)
+	l.mu.Lock()
+	before, told := l.slow[op]
+	if !told && len(l.slow) >= maxSlow {
+		clear(l.slow) // of former times, or else they will be told again
+	}
+	l.slow[op] = began
+	l.mu.Unlock()
+	if !told || began.Sub(before).Abs() > sameOperation {
+		return
+	}
 	l.fail(fmt.Errorf("%w: %s of %s takes longer than %s", ErrStalled, i.OpType, i.Path, l.opts.WriteDeadline))
 }
 

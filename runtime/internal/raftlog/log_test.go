@@ -617,6 +617,61 @@ func TestHangingFsyncEndsTheLog(t *testing.T) {
 	})
 }
 
+// TestPauseIsNoHang: an operation that looks slow once may only have been under way while the
+// process was stopped.
+func TestPauseIsNoHang(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var sync atomic.Pointer[func() error]
+		l, err := Open("log", Options{
+			FS:      brokenFS{vfs.NewMem(), &sync},
+			OnFatal: func(err error) { t.Error(err) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := l.Group(1)
+		slow := func() error { time.Sleep(11900 * time.Millisecond); return nil }
+		sync.Store(&slow)
+		if err := errors.Join(g.StoreLog(entry(1, 10)), g.SetUint64([]byte("CurrentTerm"), 4)); err != nil {
+			t.Error(err)
+		}
+		sync.Store(nil)
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestHangingVoteEndsTheLog: a term or a vote is written with the same deadline.
+func TestHangingVoteEndsTheLog(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var sync atomic.Pointer[func() error]
+		fatal := make(chan error, 1)
+		l, err := Open("log", Options{
+			FS:      brokenFS{vfs.NewMem(), &sync},
+			OnFatal: func(err error) { fatal <- err },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wake := make(chan struct{})
+		hang := func() error { <-wake; return nil }
+		sync.Store(&hang)
+		done := make(chan error)
+		go func() { done <- l.Group(1).SetUint64([]byte("CurrentTerm"), 7) }()
+		if err := <-fatal; !errors.Is(err, ErrStalled) {
+			t.Errorf("got %v", err)
+		}
+		close(wake)
+		if err := <-done; !errors.Is(err, ErrStalled) {
+			t.Errorf("the write that hung: %v", err)
+		}
+		l.Close()
+	})
+}
+
 func BenchmarkAppend(b *testing.B) {
 	for _, groups := range []int{1, 32} {
 		b.Run(fmt.Sprintf("groups=%d", groups), func(b *testing.B) {
@@ -638,4 +693,32 @@ func BenchmarkAppend(b *testing.B) {
 			wg.Wait()
 		})
 	}
+}
+
+// TestClear deletes a group's log and one of its values, which a power cut does not undo.
+func TestClear(t *testing.T) {
+	t.Parallel()
+	fs := vfs.NewCrashableMem()
+	l := open(t, "log", Options{FS: fs})
+	g := l.Group(5)
+	store(t, g, 1, 20, 100)
+	store(t, l.Group(6), 1, 3, 100)
+	if err := errors.Join(g.SetUint64([]byte("CurrentTerm"), 9), g.SetUint64([]byte("gone"), 1), g.Clear([]byte("gone"))); err != nil {
+		t.Fatal(err)
+	}
+	check := func(l *Log) {
+		t.Helper()
+		want(t, l.Group(5), 0, 0)
+		want(t, l.Group(6), 1, 3)
+		term, err1 := l.Group(5).GetUint64([]byte("CurrentTerm"))
+		gone, err2 := l.Group(5).GetUint64([]byte("gone"))
+		if term != 9 || gone != 0 || err1 != nil || err2 != nil {
+			t.Errorf("values are %d, %d, %v, %v", term, gone, err1, err2)
+		}
+	}
+	check(l)
+	crashed := open(t, "log", Options{FS: fs.CrashClone(vfs.CrashCloneCfg{})})
+	check(crashed)
+	store(t, crashed.Group(5), 7, 8, 100)
+	want(t, crashed.Group(5), 7, 8)
 }

@@ -14,10 +14,15 @@ type metrics struct {
 	records prometheus.Counter
 	bytes   prometheus.Counter
 	disk    prometheus.GaugeFunc
+
+	pace  pace
+	start time.Time
 }
 
-func newMetrics() *metrics {
+func newMetrics(slowFsync time.Duration) *metrics {
 	return &metrics{
+		pace:  pace{limit: slowFsync},
+		start: time.Now(),
 		fsync: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "holdfast_log_fsync_seconds",
 			Help:    "Time of one fsync of the write-ahead log.",
@@ -46,6 +51,15 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.fsync, m.records, m.bytes, m.disk}
 }
 
+// second numbers the seconds of the log's life from 1.
+func (m *metrics) second() int64 { return 1 + int64(time.Since(m.start)/time.Second) }
+
+// fsynced notes an fsync of the write-ahead log.
+func (m *metrics) fsynced(took time.Duration) {
+	m.fsync.Observe(took.Seconds())
+	m.pace.observe(m.second(), took)
+}
+
 // A measuredFS times the fsyncs of the write-ahead log.
 type measuredFS struct {
 	vfs.FS
@@ -68,12 +82,12 @@ func (fs measuredFS) measure(f vfs.File, name string, err error) (vfs.File, erro
 	if err != nil || !strings.HasSuffix(name, walSuffix) {
 		return f, err
 	}
-	return measuredFile{f, fs.metrics.fsync}, nil
+	return measuredFile{f, fs.metrics}, nil
 }
 
 type measuredFile struct {
 	vfs.File
-	fsync prometheus.Histogram
+	metrics *metrics
 }
 
 func (f measuredFile) Sync() error     { return f.time(f.File.Sync) }
@@ -82,6 +96,6 @@ func (f measuredFile) SyncData() error { return f.time(f.File.SyncData) }
 func (f measuredFile) time(sync func() error) error {
 	start := time.Now()
 	err := sync()
-	f.fsync.Observe(time.Since(start).Seconds())
+	f.metrics.fsynced(time.Since(start))
 	return err
 }

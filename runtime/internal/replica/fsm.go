@@ -13,6 +13,8 @@ type fsm struct {
 	replica *Replica
 	machine StateMachine
 	partial partial
+
+	receivedSize int64 // of the snapshot that is restored; set when it is opened, on the same goroutine
 }
 
 // partial is a large batch of which not all chunks have come. While there is one, the
@@ -122,13 +124,15 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 // Restore replaces the state by a received snapshot.
 func (f *fsm) Restore(r io.ReadCloser) error {
 	f.partial = partial{}
-	return f.machine.Restore(r)
+	f.replica.flushing.Lock()
+	defer f.replica.flushing.Unlock()
+	return f.replica.within("restore a snapshot", f.receivedSize, func() error { return f.machine.Restore(r) })
 }
 
 type flushed struct{ replica *Replica }
 
 func (s flushed) Persist(sink raft.SnapshotSink) error {
-	if err := s.replica.cfg.Machine.Flush(context.Background()); err != nil {
+	if err := s.replica.flush(func() error { return s.replica.cfg.Machine.Flush(context.Background()) }); err != nil {
 		return err
 	}
 	return sink.Close()

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/holdfast-run/holdfast/runtime/internal/raftlog"
 )
 
 // Errors of Open, to compare with errors.Is: what one of the two, state and log,
@@ -20,6 +18,8 @@ var (
 var (
 	keyTerm     = []byte("CurrentTerm")
 	keyRestored = []byte("Restored") // index of the last snapshot received
+	keyDropping = []byte("Dropping") // 1 while the group is being deleted here
+	keyFloor    = []byte("Floor")    // a floor, once the group has been deleted here
 )
 
 // inspect compares log and state, and founds the group if there is neither. What would make
@@ -70,19 +70,4 @@ func (r *Replica) found() error {
 		Type:  raft.LogConfiguration,
 		Data:  raft.EncodeConfiguration(members),
 	})
-}
-
-// A guardedLog ends the node when an entry cannot be read, before Raft panics or, worse,
-// goes on without.
-type guardedLog struct {
-	*raftlog.Group
-	replica *Replica
-}
-
-func (g guardedLog) GetLog(index uint64, log *raft.Log) error {
-	err := g.Group.GetLog(index, log)
-	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
-		g.replica.fail(err)
-	}
-	return err
 }

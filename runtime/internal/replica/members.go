@@ -59,8 +59,9 @@ func (m Membership) Voters() []placement.NodeID {
 	return ids
 }
 
-// A member has caught up if it has answered within contactWithin and lacks no more than
-// lagEntries: a heartbeat, which is how the leader learns of it, is sent several times a second.
+// A member has caught up if it has answered within contactWithin, lacks no more than
+// lagEntries, and has the entry that made the members: then [Replica.Drop] on it knows as much of
+// them. A heartbeat, which is how the leader learns of it, is sent several times a second.
 const (
 	contactWithin = electionTimeout
 	lagEntries    = 250
@@ -70,7 +71,7 @@ const (
 // leader knows it.
 func (m Membership) CaughtUp(id placement.NodeID) bool {
 	o, ok := m.Member(id)
-	return ok && o.Last+lagEntries >= m.Last && time.Since(o.Contact) <= contactWithin
+	return ok && o.Last+lagEntries >= m.Last && o.Last >= m.Index && time.Since(o.Contact) <= contactWithin
 }
 
 // Members returns the group as of the last change that was committed and is applied here.
@@ -211,6 +212,9 @@ func (r *Replica) handOver(ctx context.Context, to placement.NodeID) error {
 	if err := c.occupy(ctx); err != nil {
 		return err
 	}
+	if r.cfg.OnHandOver != nil {
+		r.cfg.OnHandOver(ctx)
+	}
 	f := r.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
 	answered, err := await(r.stopping, f.Error) // it takes no longer than an election
 	if !answered {
@@ -332,6 +336,16 @@ func (w *watched) Close() error {
 	}
 	return nil
 }
+
+// SetTerm tells the transport beneath how to learn the group's term, if it wants to know:
+// it answers the confirmations of others with it.
+func (w *watched) SetTerm(term func() uint64) {
+	if t, ok := w.Transport.(termed); ok {
+		t.SetTerm(term)
+	}
+}
+
+type termed interface{ SetTerm(term func() uint64) }
 
 func (w *watched) heard(id raft.ServerID) (uint64, time.Time) {
 	w.mu.Lock()

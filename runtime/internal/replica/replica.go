@@ -115,8 +115,12 @@ type Config struct {
 	// waits for ctx.
 	Lead func(ctx context.Context, reign *Reign)
 
-	// OnFatal is called when the replica cannot go on: the state machine failed, or the log is
-	// damaged. The default ends the process with status 1.
+	// OnHandOver is called in the middle of a hand-over: everything proposed has been committed,
+	// and the other member is told next. What it waits for is added to the gap. Default: nothing.
+	OnHandOver func(ctx context.Context)
+
+	// OnFatal is called when the replica cannot go on: the state machine failed or hangs, or
+	// the log is damaged. The default ends the process with status 1.
 	OnFatal func(error)
 
 	Logger  *slog.Logger // default: discard
@@ -128,6 +132,9 @@ type Config struct {
 	QueueBytes   int    // batches waiting or in flight, above which Reign.Pressure refuses; 64 MiB
 	LogBytes     uint64 // log kept behind the durable index, for members that lag; 256 MiB
 	SnapshotDir  string // where a snapshot from another member is received; the system's temporary one
+
+	Snapshots    *Limiter      // the node's; nil: any number is sent at a time
+	DiskDeadline time.Duration // for one write of the state, and more for large ones; 10 s
 }
 
 func (c Config) withDefaults() Config {
@@ -142,6 +149,9 @@ func (c Config) withDefaults() Config {
 	def(&c.QueueBytes, 64<<20)
 	if c.LogBytes == 0 {
 		c.LogBytes = 256 << 20
+	}
+	if c.DiskDeadline == 0 {
+		c.DiskDeadline = 10 * time.Second
 	}
 	if c.SnapshotDir == "" {
 		c.SnapshotDir = os.TempDir()
@@ -178,10 +188,16 @@ type Replica struct {
 	raft *raft.Raft
 	fsm  *fsm
 
+	guard *guardedLog
+	floor floor // of a replica that was dropped once
+
 	committer atomic.Pointer[committer] // of the reign, or of the last one
 	seq       uint64                    // of the last entry proposed; used by one committer at a time
 	ready     atomic.Bool               // Lead runs
 	alone     solitude
+	standing  atomic.Bool // LeaderGone is about to stand for election
+
+	flushing sync.Mutex // held while the state's file is written or replaced
 
 	fatal  sync.Once
 	failed atomic.Bool
@@ -189,7 +205,7 @@ type Replica struct {
 	stopping chan struct{}
 	stop     sync.Once
 	stopErr  error
-	running  sync.WaitGroup // the goroutine of run, stopped by Stop
+	running  sync.WaitGroup // the goroutines of run and of a gate, stopped by halt
 }
 
 // Open starts a replica. Everything that is in the log behind the state machine's
@@ -213,15 +229,26 @@ func (r *Replica) open(ctx context.Context) error {
 	if err := r.inspect(); err != nil {
 		return err
 	}
-	logs, err := raft.NewLogCache(maxAppend, guardedLog{r.cfg.Log, r})
+	r.guard = &guardedLog{Group: r.cfg.Log, replica: r}
+	logs, err := raft.NewLogCache(maxAppend, r.guard)
 	if err != nil {
 		return err
 	}
-	r.raft, err = raft.NewRaft(r.raftConfig(), r.fsm, logs, r.cfg.Log, &snapshots{replica: r}, r.cfg.Transport)
+	trans, gate, err := r.aboveFloor()
 	if err != nil {
 		return err
+	}
+	r.raft, err = raft.NewRaft(r.raftConfig(), r.fsm, logs, r.cfg.Log, &snapshots{replica: r}, trans)
+	if err != nil {
+		return err
+	}
+	if t, ok := r.cfg.Transport.(termed); ok {
+		t.SetTerm(r.raft.CurrentTerm)
 	}
 	r.running.Go(r.run)
+	if gate != nil {
+		r.running.Go(gate.run)
+	}
 	if r.cfg.Flusher != nil {
 		r.cfg.Flusher.add(r)
 	}
@@ -275,7 +302,7 @@ func (r *Replica) Unflushed() (bytes int, since time.Time) { return r.cfg.Machin
 // does the node.
 func (r *Replica) Flush(ctx context.Context) error {
 	start := time.Now()
-	if err := r.cfg.Machine.Flush(ctx); err != nil {
+	if err := r.flush(func() error { return r.cfg.Machine.Flush(ctx) }); err != nil {
 		if ctx.Err() == nil {
 			r.fail(fmt.Errorf("flush %s: %w", r.cfg.Name, err))
 		}
@@ -306,15 +333,7 @@ func (r *Replica) trim() error {
 // commits that hang. It may be called twice.
 func (r *Replica) Stop(ctx context.Context) error {
 	r.stop.Do(func() {
-		if r.cfg.Flusher != nil {
-			r.cfg.Flusher.remove(r)
-		}
-		if c := r.committer.Load(); c != nil {
-			c.drain(ctx)
-		}
-		close(r.stopping)
-		r.running.Wait()
-		err := r.raft.Shutdown().Error()
+		err := r.halt(ctx)
 		if !r.failed.Load() {
 			err = errors.Join(err, r.Flush(context.WithoutCancel(ctx)))
 		}
@@ -323,6 +342,19 @@ func (r *Replica) Stop(ctx context.Context) error {
 		}
 	})
 	return r.stopErr
+}
+
+// halt ends the reign and everything that runs.
+func (r *Replica) halt(ctx context.Context) error {
+	if r.cfg.Flusher != nil {
+		r.cfg.Flusher.remove(r)
+	}
+	if c := r.committer.Load(); c != nil {
+		c.drain(ctx)
+	}
+	close(r.stopping)
+	r.running.Wait()
+	return r.raft.Shutdown().Error()
 }
 
 // voters returns whether this member is the only voter, and all of them.

@@ -31,6 +31,20 @@ type fakeMachine struct {
 	file  []byte                        // the durable state
 	err   error                         // of Apply
 	gate  atomic.Pointer[chan struct{}] // Apply waits until it is closed
+	disk  atomic.Pointer[chan struct{}] // Flush and Restore wait until it is closed
+}
+
+// hang makes the machine's disk hang until the function returned is called.
+func (m *fakeMachine) hang() (release func()) {
+	disk := make(chan struct{})
+	m.disk.Store(&disk)
+	return func() { m.disk.Store(nil); close(disk) }
+}
+
+func (m *fakeMachine) awaitDisk() {
+	if disk := m.disk.Load(); disk != nil {
+		<-*disk
+	}
 }
 
 // hold makes Apply wait until the function returned is called.
@@ -114,6 +128,7 @@ func (m *fakeMachine) Durable() (index, term uint64) {
 }
 
 func (m *fakeMachine) Flush(context.Context) error {
+	m.awaitDisk()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.since, m.state.bytes = time.Time{}, 0
@@ -143,6 +158,7 @@ func (m *fakeMachine) Snapshot(ctx context.Context) (*Snapshot, error) {
 }
 
 func (m *fakeMachine) Restore(r io.Reader) error {
+	m.awaitDisk()
 	file, err := io.ReadAll(r)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -40,7 +41,9 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 	if confIndex == 0 {
 		return nil, errors.New("the state does not say who the members are")
 	}
-	return []*raft.SnapshotMeta{snapshotMeta(index, term, confIndex, conf, 0)}, nil
+	meta := snapshotMeta(index, term, confIndex, conf, 0)
+	meta.Configuration = s.replica.floor.mask(s.replica.cfg.NodeID, confIndex, meta.Configuration)
+	return []*raft.SnapshotMeta{meta}, nil
 }
 
 func snapshotMeta(index, term, confIndex uint64, conf []byte, size int64) *raft.SnapshotMeta {
@@ -60,19 +63,36 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if id != stateID {
 		return s.openReceived(id)
 	}
-	snap, err := s.replica.cfg.Machine.Snapshot(context.Background())
+	return s.replica.Snapshot()
+}
+
+// Snapshot streams the state as it is now. The reader must be read without long pauses, and
+// closed.
+func (r *Replica) Snapshot() (*raft.SnapshotMeta, io.ReadCloser, error) {
+	if err := r.cfg.Snapshots.enter(r.stopping); err != nil {
+		return nil, nil, err
+	}
+	var snap *Snapshot
+	err := r.flush(func() (err error) {
+		snap, err = r.cfg.Machine.Snapshot(context.Background())
+		return err
+	})
 	if err != nil {
+		r.cfg.Snapshots.leave()
 		return nil, nil, err
 	}
 	meta := snapshotMeta(snap.Index, snap.Term, snap.ConfigurationIndex, snap.Configuration, snap.Size)
-	return meta, stream(snap), nil
+	return meta, stream(snap, r.cfg.Snapshots), nil
 }
 
-// stream reads what a snapshot writes. Its goroutine ends when the reader is closed.
-func stream(snap *Snapshot) io.ReadCloser {
+// stream reads what a snapshot writes. Its goroutine ends when the reader is closed, or
+// has not read for snapshotIdle.
+func stream(snap *Snapshot, limiter *Limiter) io.ReadCloser {
 	r, w := io.Pipe()
 	s := &streaming{PipeReader: r}
+	s.idle = time.AfterFunc(snapshotIdle, func() { r.CloseWithError(errIdle) })
 	s.writer.Go(func() {
+		defer limiter.leave()
 		_, err := snap.WriteTo(w)
 		w.CloseWithError(errors.Join(err, snap.Close()))
 	})
@@ -81,10 +101,17 @@ func stream(snap *Snapshot) io.ReadCloser {
 
 type streaming struct {
 	*io.PipeReader
+	idle   *time.Timer
 	writer sync.WaitGroup // the goroutine of stream, stopped by Close
 }
 
+func (s *streaming) Read(b []byte) (int, error) {
+	s.idle.Reset(snapshotIdle)
+	return s.PipeReader.Read(b)
+}
+
 func (s *streaming) Close() error {
+	s.idle.Stop()
 	err := s.PipeReader.Close()
 	s.writer.Wait()
 	return err
@@ -102,6 +129,8 @@ func (s *snapshots) openReceived(id string) (*raft.SnapshotMeta, io.ReadCloser, 
 	if err := s.replica.cfg.Log.SetUint64(keyRestored, r.meta.Index); err != nil {
 		return nil, nil, err
 	}
+	s.replica.guard.received(r.meta.Index, r.meta.Term)
+	s.replica.fsm.receivedSize = r.meta.Size
 	f, err := os.Open(r.path)
 	if err != nil {
 		return nil, nil, err
@@ -121,14 +150,14 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, mem
 	if err != nil {
 		return nil, err
 	}
-	return &sink{snapshots: s, file: f, meta: raft.SnapshotMeta{
+	return watchedSink{&sink{snapshots: s, file: f, meta: raft.SnapshotMeta{
 		Version:            version,
 		ID:                 fmt.Sprintf("%d-%d", term, index),
 		Index:              index,
 		Term:               term,
 		Configuration:      members,
 		ConfigurationIndex: membersIndex,
-	}}, nil
+	}}}, nil
 }
 
 type sink struct {

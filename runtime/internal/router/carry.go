@@ -21,7 +21,8 @@ import (
 // What one node asks another is an HTTP request to /object/{op}. What it is about is in
 // headers; arguments and bodies are bodies, so that they stream.
 const (
-	pathPrefix = "/object/"
+	// PathPrefix is where [Router.Handler] is to be found.
+	PathPrefix = "/object/"
 
 	opFetch   = "fetch"
 	opCall    = "call"
@@ -86,7 +87,7 @@ func (r *Router) carry(ctx context.Context, to placement.NodeID, req *http.Reque
 func drop(resp *http.Response) { _ = resp.Body.Close() }
 
 func (r *Router) request(ctx context.Context, method, op string, to host.Ref, body io.Reader) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+pathPrefix+op, body)
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+PathPrefix+op, body)
 	if err != nil {
 		return nil, host.Errorf(host.CodeInternal, "the request cannot be carried").Because(err)
 	}
@@ -176,6 +177,8 @@ func (r *Router) carryFetch(ctx context.Context, n placement.NodeID, to host.Ref
 	}
 	defer resp.Body.Close()
 	if up := resp.Header.Get(headerUpgrade); up != "" {
+		copyHeader(w.Header(), resp.Header)
+		w.Header().Del("Content-Length") // of the answer between nodes
 		return decodeUpgrade(up)
 	}
 	return host.Upgrade{}, relay(w, resp)
@@ -184,12 +187,7 @@ func (r *Router) carryFetch(ctx context.Context, n placement.NodeID, to host.Ref
 // relay writes an answer to the client. What comes is flushed at once, unless all of it
 // is there already.
 func relay(w http.ResponseWriter, resp *http.Response) error {
-	head := w.Header()
-	for name, values := range resp.Header {
-		if !strings.HasPrefix(name, headerPrefix) {
-			head[name] = values
-		}
-	}
+	copyHeader(w.Header(), resp.Header)
 	w.WriteHeader(resp.StatusCode)
 	if resp.ContentLength >= 0 {
 		if _, err := io.Copy(w, resp.Body); err != nil {
@@ -212,6 +210,15 @@ func relay(w http.ResponseWriter, resp *http.Response) error {
 			return nil
 		case err != nil:
 			return http.ErrAbortHandler
+		}
+	}
+}
+
+// copyHeader copies what is not between nodes.
+func copyHeader(to, from http.Header) {
+	for name, values := range from {
+		if !strings.HasPrefix(name, headerPrefix) {
+			to[name] = values
 		}
 	}
 }

@@ -21,11 +21,11 @@ func (r *Router) Handler(peer func(context.Context) placement.NodeID) http.Handl
 	for op, serve := range map[string]func(context.Context, http.ResponseWriter, *http.Request, host.Ref) error{
 		opFetch: r.serveFetch, opCall: r.serveCall, opLookup: r.serveLookup, opDestroy: r.serveDestroy,
 	} {
-		mux.HandleFunc("POST "+pathPrefix+op, func(w http.ResponseWriter, req *http.Request) {
+		mux.HandleFunc("POST "+PathPrefix+op, func(w http.ResponseWriter, req *http.Request) {
 			r.serveOp(w, req, peer(req.Context()), serve)
 		})
 	}
-	mux.HandleFunc("POST "+pathPrefix+opList, r.serveList)
+	mux.HandleFunc("POST "+PathPrefix+opList, r.serveList)
 	return mux
 }
 

@@ -24,6 +24,7 @@ import (
 
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/host"
+	"github.com/holdfast-run/holdfast/runtime/internal/transport"
 )
 
 // An Engine runs the objects of the shards that this node leads.
@@ -50,7 +51,8 @@ type Network interface {
 }
 
 // ErrNotSent marks requests that cannot have had an effect, since they never left.
-var ErrNotSent = errors.New("not sent")
+// It is the transport's own, so that its errors are recognised as they are.
+var ErrNotSent = transport.ErrNotSent
 
 // Config says how a [Router] is built.
 type Config struct {
@@ -80,6 +82,10 @@ func New(cfg Config) *Router {
 	}
 	return &Router{cfg: cfg, log: cfg.Logger}
 }
+
+// Attach names the engine, if Config did not: the engine may have the router for its way to
+// others. It must be called before anything else.
+func (r *Router) Attach(e Engine) { r.cfg.Engine = e }
 
 // Class returns the facts about a class. All nodes of a cluster run the same classes.
 func (r *Router) Class(name string) (host.ClassInfo, bool) { return r.cfg.Engine.Class(name) }

@@ -316,7 +316,8 @@ func TestFetchStreamsBothWays(t *testing.T) {
 func TestUpgradeIsCarried(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, "a", "b")
-	c.nodes["a"].engine.serve = func(_ context.Context, _ http.ResponseWriter, r *http.Request) (host.Upgrade, error) {
+	c.nodes["a"].engine.serve = func(_ context.Context, w http.ResponseWriter, r *http.Request) (host.Upgrade, error) {
+		w.Header().Set("X-Room", "hall")
 		if r.Header.Get("Upgrade") != "websocket" || r.Method != "GET" {
 			return host.Upgrade{}, fmt.Errorf("%s %v", r.Method, r.Header)
 		}
@@ -324,9 +325,13 @@ func TestUpgradeIsCarried(t *testing.T) {
 	}
 	r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
 	r.Header.Set("Upgrade", "websocket")
-	up, err := c.nodes["b"].Serve(t.Context(), room("x"), httptest.NewRecorder(), r)
+	w := httptest.NewRecorder()
+	up, err := c.nodes["b"].Serve(t.Context(), room("x"), w, r)
 	if want := (host.Upgrade{Socket: 77, Subprotocols: []string{"x", "y"}}); !reflect.DeepEqual(up, want) || err != nil {
 		t.Errorf("the upgrade became %+v, %v", up, err)
+	}
+	if h := w.Header(); h.Get("X-Room") != "hall" || h.Get("Content-Length") != "" || h.Get(headerUpgrade) != "" {
+		t.Errorf("its header became %v", h)
 	}
 }
 

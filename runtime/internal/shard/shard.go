@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -31,7 +32,9 @@ type Config struct {
 	Log       *raftlog.Log // the node's
 	Transport replica.Transport
 	Flusher   *replica.Flusher // the node's; nil: the state is flushed by Stop only
+	Snapshots *replica.Limiter // the node's; nil: any number of snapshots is sent at a time
 	Disk      *Disk            // the node's; nil: never full
+	Scrubber  *Scrubber        // the node's; nil: the state's file is not looked after
 
 	// Join makes a shard without any state wait for the leader of an existing group. Otherwise
 	// it founds a new one.
@@ -40,6 +43,9 @@ type Config struct {
 	// Lead is called for each reign of this node over the shard, and must return soon
 	// after ctx has ended, with nothing left that uses the store.
 	Lead func(ctx context.Context, id placement.ShardID, store *Store)
+
+	// OnHandOver is called when everything is committed and another node is about to lead.
+	OnHandOver func(ctx context.Context) // default: nothing happens
 
 	OnFatal func(error) // when the shard cannot go on; default: exit with status 1
 
@@ -50,8 +56,14 @@ type Config struct {
 // A Shard is one shard on this node. Its methods may be called from any goroutine.
 type Shard struct {
 	id      placement.ShardID
+	node    placement.NodeID
+	path    string
+	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
+	reign   atomic.Pointer[replica.Reign] // while this node owns the shard
+
+	unscrub func()
 
 	stop    sync.Once
 	stopErr error
@@ -66,6 +78,9 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if _, err := Holds(cfg.Log, cfg.ID, cfg.Path); err != nil {
+		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
+	}
 	group := cfg.Log.Group(Group(cfg.ID))
 	machine, err := storage.Open(cfg.Path, storage.Options{Logger: cfg.Logger})
 	if err != nil {
@@ -74,26 +89,37 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		}
 		return nil, fmt.Errorf("open shard %d: %w", cfg.ID, err)
 	}
-	s := &Shard{id: cfg.ID, machine: machine}
+	s := &Shard{
+		id:      cfg.ID,
+		node:    cfg.NodeID,
+		path:    cfg.Path,
+		log:     cfg.Logger.With(slog.Int("shard", int(cfg.ID))),
+		machine: machine,
+	}
 	s.replica, err = replica.Open(ctx, replica.Config{
 		Name:        fmt.Sprintf("shard %d", cfg.ID),
 		NodeID:      raft.ServerID(cfg.NodeID),
 		Log:         group,
-		Transport:   cfg.Transport,
+		Transport:   replica.Watch(cfg.Transport),
 		Machine:     state{machine},
 		Flusher:     cfg.Flusher,
+		Snapshots:   cfg.Snapshots,
 		Join:        cfg.Join,
+		OnHandOver:  cfg.OnHandOver,
 		OnFatal:     cfg.OnFatal,
 		Logger:      cfg.Logger,
 		Metrics:     cfg.Metrics,
 		SnapshotDir: filepath.Dir(cfg.Path),
 		Lead: func(ctx context.Context, reign *replica.Reign) {
+			s.reign.Store(reign)
+			defer s.reign.Store(nil)
 			cfg.Lead(ctx, cfg.ID, &Store{machine: machine, reign: reign, disk: cfg.Disk})
 		},
 	})
 	if err != nil {
 		return nil, errors.Join(err, machine.Close())
 	}
+	s.unscrub = cfg.Scrubber.add(s)
 	return s, nil
 }
 
@@ -112,6 +138,12 @@ func (s *Shard) Leader() placement.NodeID {
 	return placement.NodeID(id)
 }
 
+// LeaderGone tells the shard that a node's process has ended; see [replica.Replica.LeaderGone].
+// It blocks for some hundred milliseconds at most. alive may be nil.
+func (s *Shard) LeaderGone(ctx context.Context, peer placement.NodeID, alive func(placement.NodeID) bool) {
+	s.replica.LeaderGone(ctx, peer, alive)
+}
+
 // Digest returns the running hash of everything applied, which is the same on all replicas
 // at the same index.
 func (s *Shard) Digest() (index, hash uint64) { return s.machine.Digest() }
@@ -128,6 +160,7 @@ func (s *Shard) Applied() (applied, durable uint64) {
 // durable in the state's file, and closes it. It may be called twice.
 func (s *Shard) Stop(ctx context.Context) error {
 	s.stop.Do(func() {
+		s.unscrub()
 		s.stopErr = errors.Join(s.replica.Stop(ctx), s.machine.Close())
 	})
 	return s.stopErr

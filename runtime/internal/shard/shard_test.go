@@ -94,6 +94,13 @@ func (n *node) stop(t testing.TB) {
 	}
 }
 
+func makeDir(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func put(store *Store, id placement.ObjectID, key, value string) error {
 	var b storage.Batch
 	b.Reset(id)

@@ -25,7 +25,7 @@ const (
 	opCreate      = 1 // class, name, flags (1: named), created (Unix ms)
 	opPut         = 2 // space, key, value
 	opDelete      = 3 // space, key
-	opClear       = 4 // all keys and alarms of the object
+	opClear       = 4 // all keys and alarms of the object, not what is noted about its sockets
 	opDestroy     = 5 // all rows of the object, metadata too
 	opSetAlarm    = 6 // name, due (Unix ms), value
 	opDeleteAlarm = 7 // name

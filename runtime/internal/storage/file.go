@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -50,7 +51,8 @@ type file struct {
 	path         string
 	logger       *slog.Logger
 	txOperations int
-	stuck        bool // a transaction panicked, and may hold bbolt's locks for ever
+	stuck        bool        // a transaction panicked, and may hold bbolt's locks for ever
+	closing      atomic.Bool // whoever reads for long must end
 }
 
 // openFile opens a file that exists, and returns what the machine was when it was
@@ -130,6 +132,7 @@ func install(temp, path string) error {
 
 // close waits for all reads to end.
 func (f *file) close() error {
+	f.closing.Store(true)
 	if f.stuck {
 		return nil
 	}

@@ -62,7 +62,7 @@ func TestQueues(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					wantRows, wantMore := want.list(ada, Range{Start: start}, limit)
+					wantRows, wantMore := want.list(ada, SpaceKey, Range{Start: start}, limit)
 					diff(t, "List", rows, wantRows)
 					diff(t, "more", more, wantMore)
 				}

@@ -60,6 +60,9 @@ func TestLayers(t *testing.T) {
 	put := func(key, value string) func(*Batch) {
 		return func(b *Batch) { b.Put(SpaceKey, key, []byte(value)) }
 	}
+	socket := func(key, value string) func(*Batch) {
+		return func(b *Batch) { b.Put(SpaceSocket, key, []byte(value)) }
+	}
 	del := func(key string) func(*Batch) { return func(b *Batch) { b.Delete(SpaceKey, key) } }
 	alarm := func(name string, due int64) func(*Batch) {
 		return func(b *Batch) { b.SetAlarm(name, due, []byte("v")) }
@@ -78,6 +81,8 @@ func TestLayers(t *testing.T) {
 		{"delete and put", []func(*Batch){put("a", "1"), del("a"), put("a", "2")}, "[a=2] [] absent"},
 		{"clear", []func(*Batch){create, put("a", "1"), alarm("x", 5), (*Batch).Clear}, "[] [] {person  false 7}"},
 		{"clear and put", []func(*Batch){create, put("a", "1"), put("b", "1"), (*Batch).Clear, put("a", "2")}, "[a=2] [] {person  false 7}"},
+		{"clear spares sockets", []func(*Batch){create, put("a", "1"), socket("s", "1"), socket("t", "1"), func(b *Batch) { b.Delete(SpaceSocket, "t") }, (*Batch).Clear}, "[] [] {person  false 7} socket s=1"},
+		{"destroy takes sockets", []func(*Batch){create, socket("s", "1"), (*Batch).Clear, (*Batch).Destroy}, "[] [] absent"},
 		{"destroy", []func(*Batch){create, put("a", "1"), alarm("x", 5), (*Batch).Destroy}, "[] [] absent"},
 		{"destroy, create", []func(*Batch){create, put("a", "1"), (*Batch).Destroy, func(b *Batch) { b.Create("person", "n", true, 8) }}, "[] [] {person n true 8}"},
 		{"clear after destroy", []func(*Batch){create, (*Batch).Destroy, (*Batch).Clear}, "[] [] absent"},
@@ -136,7 +141,15 @@ func describe(t *testing.T, m *Machine) string {
 	if stored != slices.Contains(listed, o) || len(listed) > 1 {
 		t.Fatalf("Lookup says %v, Objects %v", o, listed)
 	}
-	return fmt.Sprint(keys, " ", alarms, " ", meta)
+	text := fmt.Sprint(keys, " ", alarms, " ", meta)
+	rows, _, err = m.List(ada, SpaceSocket, Range{}, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		text += fmt.Sprintf(" socket %s=%s", r.Key, r.Value)
+	}
+	return text
 }
 
 // TestRestart also covers what is kept beside the rows.

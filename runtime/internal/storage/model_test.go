@@ -27,18 +27,26 @@ type model map[placement.ObjectID]*modelObject
 type modelObject struct {
 	meta   *Object
 	rows   map[string][]byte
+	socket map[string][]byte // rows, too, of another space
 	alarms map[string]Alarm
 }
 
 func (m model) at(id placement.ObjectID) *modelObject {
 	if m[id] == nil {
-		m[id] = &modelObject{rows: map[string][]byte{}, alarms: map[string]Alarm{}}
+		m[id] = &modelObject{rows: map[string][]byte{}, socket: map[string][]byte{}, alarms: map[string]Alarm{}}
 	}
 	return m[id]
 }
 
-func (m model) list(id placement.ObjectID, r Range, limit int) (rows []Row, more bool) {
-	for key, value := range m.at(id).rows {
+func (o *modelObject) in(space Space) map[string][]byte {
+	if space == SpaceSocket {
+		return o.socket
+	}
+	return o.rows
+}
+
+func (m model) list(id placement.ObjectID, space Space, r Range, limit int) (rows []Row, more bool) {
+	for key, value := range m.at(id).in(space) {
 		if key >= r.Start && (r.End == "" || key < r.End) {
 			rows = append(rows, Row{key, value})
 		}
@@ -116,6 +124,8 @@ func (w *world) key() string {
 	return fmt.Sprintf("%s%d", modelNames[w.IntN(len(modelNames))], w.IntN(8))
 }
 
+func (w *world) space() Space { return []Space{SpaceKey, SpaceKey, SpaceSocket}[w.IntN(3)] }
+
 func (w *world) class() string { return []string{"c", "c\x00", "counter"}[w.IntN(3)] }
 
 // entry returns a random log entry and does to the model what it says.
@@ -151,12 +161,13 @@ func (w *world) operation(id placement.ObjectID, b *Batch) {
 		for i := range value {
 			value[i] = byte(w.IntN(256))
 		}
-		b.Put(SpaceKey, key, value)
-		o.rows[key] = value
+		space := w.space()
+		b.Put(space, key, value)
+		o.in(space)[key] = value
 	case n < 65:
-		key := w.key()
-		b.Delete(SpaceKey, key)
-		delete(o.rows, key)
+		key, space := w.key(), w.space()
+		b.Delete(space, key)
+		delete(o.in(space), key)
 	case n < 85:
 		name, due := modelNames[w.IntN(len(modelNames))], int64(w.IntN(50)-5)
 		value := []byte(fmt.Sprint("v", w.IntN(100)))
@@ -187,17 +198,17 @@ func (w *world) compare(t *testing.T, m *Machine) {
 			t.Fatalf("Lookup(%s) = %v, %v, %v; want %v", id, got, ok, err, o.meta)
 		}
 		for range 4 {
-			key := w.key()
-			want, exists := o.rows[key]
-			got, ok, err := m.Get(id, SpaceKey, key)
+			key, space := w.key(), w.space()
+			want, exists := o.in(space)[key]
+			got, ok, err := m.Get(id, space, key)
 			if err != nil || ok != exists || !bytes.Equal(got, want) {
 				t.Fatalf("Get(%s, %q) = %q, %v, %v; want %q, %v", id, key, got, ok, err, want, exists)
 			}
 		}
 		for _, r := range []Range{{}, {Reverse: true}, {w.key(), w.key(), false}, {w.key(), w.key(), true}, {Start: w.key()}, {End: w.key(), Reverse: true}} {
-			limit := 1 + w.IntN(30)
-			want, wantMore := w.model.list(id, r, limit)
-			got, more, err := m.List(id, SpaceKey, r, limit)
+			limit, space := 1+w.IntN(30), w.space()
+			want, wantMore := w.model.list(id, space, r, limit)
+			got, more, err := m.List(id, space, r, limit)
 			if err != nil || more != wantMore {
 				t.Fatalf("List(%s, %+v, %d): more is %v, want %v; %v", id, r, limit, more, wantMore, err)
 			}

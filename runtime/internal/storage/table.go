@@ -52,9 +52,15 @@ const entryBytes = 96
 
 // The values of a mask.
 const (
-	maskClear   = 1 // all rows but the metadata
+	maskClear   = 1 // all rows but those that are not the object's own doing
 	maskDestroy = 2 // all rows
 )
+
+// spares reports whether a mask leaves the rows of a space alone: an object that empties
+// itself keeps its metadata, and what is noted about its sockets, which stay open.
+func spares(mask byte, space Space) bool {
+	return mask == maskClear && (space == SpaceMeta || space == SpaceSocket)
+}
 
 func newTable(bottom bool) *table {
 	return &table{
@@ -91,7 +97,7 @@ func (t *table) get(key string) (value []byte, decided bool) {
 // masked reports whether an object has nothing below this table in a space.
 func (t *table) masked(object string, space Space) bool {
 	kind := t.mask(object)
-	return kind == maskDestroy || kind == maskClear && space != SpaceMeta
+	return kind != 0 && !spares(kind, space)
 }
 
 func (t *table) mask(object string) byte {
@@ -196,14 +202,17 @@ func (t *table) load(e entry) {
 	}
 }
 
-// clear removes an object's rows: all of them, or all but the metadata.
+// clear removes an object's rows, except those that the mask spares. A tombstone of these
+// stays, too: below it there may be a row.
 func (t *table) clear(id placement.ObjectID, kind byte) {
 	object := objectKey(id)
 	for _, key := range t.keys(t.dead, object) {
-		t.remove(t.dead, key)
+		if !spares(kind, rowSpace(key)) {
+			t.remove(t.dead, key)
+		}
 	}
 	for _, key := range t.keys(t.rows, object) {
-		if kind == maskClear && rowSpace(key) == SpaceMeta {
+		if spares(kind, rowSpace(key)) {
 			continue
 		}
 		old := t.remove(t.rows, key)

@@ -100,7 +100,7 @@ func (w *writer) clear(object string, mask byte) (done bool, err error) {
 	var keys []string
 	c := w.cursor(rowsBucket, false)
 	for err = c.seek(object); err == nil && c.ok && strings.HasPrefix(c.key, object); err = c.next() {
-		if mask == maskClear && rowSpace(c.key) == SpaceMeta {
+		if spares(mask, rowSpace(c.key)) {
 			continue
 		}
 		if keys = append(keys, c.key); len(keys) >= w.room {

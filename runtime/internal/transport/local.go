@@ -1,26 +1,12 @@
-// Package transport carries Raft's messages between nodes.
-//
-// What a group needs of it is [raft.Transport], with two promises of ours. Heartbeats
-// take no short cut: SetHeartbeatHandler does nothing, so that they pass through the
-// group's main loop like every other message (hashicorp/raft issue 695: handled on the
-// transport's goroutine they race the main loop, and logs can diverge). And a group
-// can be made to stand for election at once ([Local.Stand]) where waiting for a
-// time-out would only cost time.
-//
-// [Local] is the transport of a group whose only member is this node.
 package transport
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
 	"github.com/hashicorp/raft"
 )
-
-// ErrNoPeer means that this node has no connection to the one addressed.
-var ErrNoPeer = errors.New("no such peer")
 
 // Local is the transport of one group on a node that has no others. Its methods may be
 // called from any goroutine.
@@ -41,20 +27,27 @@ func NewLocal(addr raft.ServerAddress) *Local {
 
 // Stand makes the group stand for election now. Elections are always safe; this only
 // saves the wait for a leader of whom it is known that there is none.
-func (l *Local) Stand(ctx context.Context) error {
+func (l *Local) Stand(ctx context.Context) error { return stand(ctx, l.rpcs, nil) }
+
+// stand asks a group on this node to stand for election, as its leader would before it leaves.
+func stand(ctx context.Context, rpcs chan<- raft.RPC, closed <-chan struct{}) error {
 	answer := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{
 		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
 		RespChan: answer,
 	}
 	select {
-	case l.rpcs <- rpc:
+	case rpcs <- rpc:
+	case <-closed:
+		return ErrClosed
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	select {
 	case r := <-answer:
 		return r.Error
+	case <-closed:
+		return ErrClosed
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -59,12 +59,13 @@ type Config struct {
 
 	MaxSockets       int           // of the node; 262,144
 	MaxMessageBytes  int64         // of one message from a client, decompressed; 1009 beyond; 32 MiB
-	PartialBytes     int64         // of the node: messages over 4 KiB that are being received; 1013 beyond; 1 GiB
+	PartialBytes     int64         // of the node: messages over 4 KiB that are being received; 1013 beyond; 512 MiB
 	QueueFrames      int           // waiting for one client; 1008 beyond; 16,384
 	QueueBytes       int           // waiting for one client, unless it is a single message; 1008 beyond; 8 MiB
 	CompressBytes    int           // messages from this size on are compressed where the client offered it; negative: never; 512
 	PingInterval     time.Duration // a client silent for three of these is dead; 20 s
 	HandshakeTimeout time.Duration // from Accept to Adopt; 10 s
+	AcceptWait       time.Duration // how long Adopt waits for Accept, which in a cluster comes by another way; not at all
 	CloseTimeout     time.Duration // for the client's answer to a close frame; 5 s
 	WriteTimeout     time.Duration // for a slow client to take 64 KiB; 20 s
 	Gather           time.Duration // large broadcasts of one object that follow each other faster wait for each other; negative: never; 2 ms
@@ -75,7 +76,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	setDefault(&c.MaxSockets, 1<<18)
 	setDefault(&c.MaxMessageBytes, host.MaxMessageBytes)
-	setDefault(&c.PartialBytes, 1<<30)
+	setDefault(&c.PartialBytes, 1<<29)
 	setDefault(&c.QueueFrames, 16<<10)
 	setDefault(&c.QueueBytes, 8<<20)
 	setDefault(&c.CompressBytes, 512)
@@ -122,6 +123,8 @@ type Hub struct {
 
 	mu      sync.Mutex // guards the start of readers against Shutdown
 	readers sync.WaitGroup
+
+	comings comings
 }
 
 // New returns a hub without sockets.
@@ -129,7 +132,7 @@ func New(cfg Config) *Hub {
 	cfg = cfg.withDefaults()
 	h := &Hub{cfg: cfg, log: cfg.Logger}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	h.metrics = newMetrics(h)
+	h.metrics = newMetrics()
 	h.scratch.New = func() any { return new([scratchBytes]byte) }
 	h.writers.init(h)
 	h.pulse.init(h)
@@ -185,7 +188,7 @@ func (h *Hub) HasRoom() bool { return !h.closed.Load() && h.open.Load() < int64(
 // does not hold on to w or r: net/http's goroutine may return. If the error is
 // [ErrNoSocket] nothing has been written; whatever fails here, the socket gets its close event.
 func (h *Hub) Adopt(w http.ResponseWriter, r *http.Request, id placement.ObjectID, up host.Upgrade) error {
-	s := h.find(id, up.Socket)
+	s := h.await(r.Context(), id, up.Socket)
 	if s == nil || !s.claim() {
 		return ErrNoSocket
 	}
@@ -249,8 +252,10 @@ func (h *Hub) Sockets(id placement.ObjectID) []host.Socket {
 func (h *Hub) Accept(ref host.Ref, a host.Socket) {
 	s := &socket{hub: h, ref: ref, id: a.ID, tags: a.Tags, attachment: a.Attachment, accepted: a.Accepted}
 	h.open.Add(1)
+	h.metrics.open.WithLabelValues(ref.Class).Inc()
 	h.enter(s)
 	h.pulse.awaitHandshake(s)
+	h.comings.arrived(s.id)
 }
 
 // Send queues a message for one socket. It is dropped if the socket has begun to close.

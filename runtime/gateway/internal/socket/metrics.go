@@ -3,7 +3,7 @@ package socket
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	open                prometheus.GaugeFunc
+	open                *prometheus.GaugeVec // by class
 	in, inBytes         prometheus.Counter
 	out, outBytes       prometheus.Counter
 	auto                prometheus.Counter
@@ -11,13 +11,12 @@ type metrics struct {
 	overflows, dead     prometheus.Counter
 }
 
-func newMetrics(h *Hub) *metrics {
+func newMetrics() *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "holdfast_socket_" + name + "_total", Help: help})
 	}
 	return &metrics{
-		open: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "holdfast_sockets_open", Help: "Open WebSockets."},
-			func() float64 { return float64(h.open.Load()) }),
+		open:        prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "holdfast_sockets_open", Help: "Open WebSockets."}, []string{"class"}),
 		in:          counter("messages_received", "Messages from clients."),
 		inBytes:     counter("received_bytes", "Bytes of messages from clients, decompressed."),
 		out:         counter("frames_sent", "Frames written to clients."),

@@ -84,11 +84,12 @@ func (p *pulse) beat(now time.Time, slot int) {
 }
 
 // beat looks after one socket, once in a PingInterval: silent for one of them, it is
-// pinged; silent for another, its client is dead.
+// pinged; silent for another after the ping has been written, its client is dead. A ping that waits behind
+// other frames says nothing about the client yet, only that it is slow: for that there is a write deadline.
 func (s *socket) beat(ping *frame) {
 	if s.heard.Swap(false) || s.busy.Load() {
 		s.mu.Lock()
-		s.pinged = false
+		s.ping = unpinged
 		s.mu.Unlock()
 		return
 	}
@@ -97,15 +98,20 @@ func (s *socket) beat(ping *frame) {
 		s.mu.Unlock()
 		return
 	}
-	if s.pinged {
+	switch {
+	case s.ping == pingWritten:
 		s.mu.Unlock()
 		s.hub.metrics.dead.Inc()
 		s.cut()
 		return
-	}
-	s.pinged = true
-	if len(s.queue) == 0 { // otherwise the write deadline looks after it
+	case s.ping == unpinged:
 		s.push(ping)
+		s.ping = pingQueued
+		if len(s.queue) == 1 { // goes out at once
+			s.ping = pingWritten
+		}
+	case !slices.Contains(s.queue, ping):
+		s.ping = pingWritten
 	}
 	kick := s.kick()
 	s.mu.Unlock()

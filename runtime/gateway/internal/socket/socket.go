@@ -45,7 +45,7 @@ type socket struct {
 	offset   int    // bytes of the first frame that are written already
 	queued   int    // bytes in queue
 	writing  bool   // a writer has the socket, or it waits for one
-	pinged   bool   // nothing came in since the last ping
+	ping     ping   // the last one, if nothing came in since
 	cutEarly bool   // cut before there was a connection
 	done     bool   // the reader is done: when the queue is empty, close the connection
 	ended    bool   // the close event is out
@@ -61,6 +61,14 @@ const (
 	claimed              // in the handshake
 	open                 // has a connection; by tells whether it is closing
 	closed
+)
+
+type ping uint8
+
+const (
+	unpinged ping = iota
+	pingQueued
+	pingWritten
 )
 
 type closer uint8
@@ -347,6 +355,7 @@ func (s *socket) finish(code int, reason string, clean bool) {
 		return
 	}
 	s.hub.open.Add(-1)
+	s.hub.metrics.open.WithLabelValues(s.ref.Class).Dec()
 	s.hub.events.SocketClosed(s.ref, &host.SocketClose{Socket: s.id, Code: code, Reason: reason, Clean: clean})
 }
 

@@ -171,6 +171,50 @@ func TestSilentClientsDie(t *testing.T) {
 	})
 }
 
+// TestSlowClientIsNotADeadOne has a client that only listens, and for whom something is queued
+// whenever it would be pinged.
+func TestSlowClientIsNotADeadOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h, rec := newHub(t, Config{})
+		c := join(t, h, 1)
+		const size, messages = writeBytes, 12
+		for range messages {
+			h.Send(object.ID, 1, host.Message{Data: make([]byte, size), Binary: true})
+		}
+		r, received := bufio.NewReader(c), 0
+		for {
+			time.Sleep(15 * time.Second) // less than the write deadline, and three minutes in all
+			first, err := r.ReadByte()
+			if err != nil {
+				t.Fatalf("after %d messages: %v", received, err)
+			}
+			if first == 0x89 {
+				break
+			}
+			if _, err := r.Discard(9 + size); err != nil {
+				t.Fatalf("in message %d: %v", received, err)
+			}
+			received++
+		}
+		if received != messages || len(rec.closed) != 0 {
+			t.Errorf("pinged after %d messages; closed: %+v", received, rec.closed)
+		}
+		if _, err := r.Discard(1); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // it is silent, and answers
+			write(t, c, 0x8a, "")
+			if got := frames(t, c); !cmp.Equal(got, []string{"0x89 "}) {
+				t.Fatalf("got %q, want a ping", got)
+			}
+		}
+		if got := frames(t, c); !cmp.Equal(got, []string{"EOF"}) {
+			t.Fatalf("a client that does not answer got %q", got)
+		}
+	})
+}
+
 func TestBusyObjectIsNotADeadClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
