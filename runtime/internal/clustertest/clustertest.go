@@ -111,10 +111,14 @@ func (c *Cluster) stop() {
 		}
 	}
 	c.dying.Wait()
+	time.Sleep(probesEnd)
 	if c.t.Failed() {
 		c.t.Logf("what the nodes logged in the end (all of it is in %s):\n%s", c.keepLogs(), c.logs.tail(shownLines))
 	}
 }
+
+// probesEnd is how long memberlist, which nobody can wait for, may go on to ask after a member.
+const probesEnd = 30 * time.Second
 
 // keepLogs writes what was logged into a file, which stays if the test is run with -artifacts.
 func (c *Cluster) keepLogs() string {
