@@ -242,7 +242,7 @@ func (c *cluster) wrap(cfg *engine.Config) (err error) {
 }
 
 // serviceRelay is what the network calls the relay's connections.
-const serviceRelay = 's'
+const serviceRelay = 'k'
 
 // live returns the other nodes that may be there.
 func (c *cluster) live() []placement.NodeID {

@@ -2,7 +2,6 @@ package clustertest_test
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,15 +23,6 @@ func TestStory(t *testing.T) {
 			start := time.Now()
 			n, err := counter.Add.Call(ctx, counter.Class.Named(m.Life(), "visits"), 1)
 			t.Logf("%s: %d %v after %v", m, n, err, time.Since(start))
-			if err != nil {
-				t.Logf("%v %#v", errors.Unwrap(err), err)
-				var ce *durable.CallError
-				if errors.As(err, &ce) {
-					for _, e := range ce.Unwrap() {
-						t.Logf("cause %v", e)
-					}
-				}
-			}
 			return n
 		}
 		for _, m := range c.Members() {

@@ -217,7 +217,7 @@ func (c *Cluster) unsettled() error {
 		switch {
 		case len(s.Replicas) < replicas(len(live)):
 			return fmt.Errorf("shard %d is to have %d replicas only", s.ID, len(s.Replicas))
-		case s.Moving:
+		case s.Moving || len(s.Voters) != len(s.Replicas): // nothing is known to move where nothing was looked at yet
 			return fmt.Errorf("shard %d moves: it should be on %v, and is on %v", s.ID, s.Replicas, s.Voters)
 		case s.Owner == "" || s.Owner != s.Wanted:
 			return fmt.Errorf("shard %d is owned by %q, and should be by %q", s.ID, s.Owner, s.Wanted)
