@@ -32,6 +32,7 @@ type crowd struct {
 	http    *http.Client
 
 	stop    chan struct{}
+	stopped sync.Once
 	running sync.WaitGroup // one goroutine for each client, stopped by leave
 	done    [3]int         // operations by verdict
 	mu      sync.Mutex     // guards done
@@ -41,15 +42,18 @@ func newCrowd(t *testing.T, c *clustertest.Cluster, h *history) *crowd {
 	return &crowd{t: t, cluster: c, history: h, http: c.Client("10.0.2.1"), stop: make(chan struct{})}
 }
 
+// come begins. The clients leave by themselves when the test ends before.
 func (w *crowd) come(seed uint64) {
+	w.t.Cleanup(w.leave)
 	for i := range clientCount {
 		w.running.Go(func() { w.client(i, rand.New(rand.NewPCG(seed, uint64(i)))) })
 	}
 }
 
 func (w *crowd) leave() {
-	close(w.stop)
+	w.stopped.Do(func() { close(w.stop) })
 	w.running.Wait()
+	w.http.CloseIdleConnections()
 }
 
 func (w *crowd) client(id int, r *rand.Rand) {

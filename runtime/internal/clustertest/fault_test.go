@@ -57,7 +57,6 @@ func befall(t *testing.T, h *history, seed uint64, nodes, rounds int, faults []c
 	}
 	c := clustertest.New(t, clustertest.Config{Nodes: nodes, Classes: classes(), LogLevel: level})
 	w := newCrowd(t, c, h)
-	defer w.http.CloseIdleConnections()
 	w.come(seed)
 	time.Sleep(time.Second)
 	c.Befall(rand.New(rand.NewPCG(seed, 0)), rounds, faults)
