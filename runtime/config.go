@@ -8,7 +8,11 @@ import (
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/runtime/gateway"
 )
+
+// ErrConfiguration is what an error of [Start] matches if a setting makes no sense.
+var ErrConfiguration = errors.New("configuration")
 
 // Config says how a [Node] is built. Every zero value means the default given.
 type Config struct {
@@ -97,5 +101,10 @@ func (c Config) check() error {
 			return err
 		}
 	}
-	return nil
+	return c.door().Check()
+}
+
+// door is the gateway's part of the configuration.
+func (c Config) door() gateway.Config {
+	return gateway.Config{Logger: c.Logger, MaxBodyBytes: c.MaxBodyBytes, Hosts: c.Hosts, OriginPatterns: c.Origins}
 }

@@ -76,7 +76,7 @@ type Node struct {
 func Start(ctx context.Context, cfg Config, classes ...durable.Definition) (*Node, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	n := &Node{cfg: cfg, classes: classes, started: time.Now(), registry: newRegistry()}
 	for _, build := range []func(context.Context) error{n.openDirs, n.listen, n.enterCluster, n.openLog, n.openTopology, n.buildEngine, n.openShards, n.serve} {
@@ -150,16 +150,9 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 // buildEngine builds the engine and the gateway around each other: the gateway hands
 // requests to the engine, the engine hands what leaves the sockets' objects to the gateway.
 func (n *Node) buildEngine(ctx context.Context) (err error) {
-	n.gateway, err = gateway.New(gateway.Config{
-		Ready:          n.ready,
-		Metrics:        metricsHandler(n.registry),
-		Other:          n.console(),
-		Logger:         n.cfg.Logger,
-		MaxBodyBytes:   n.cfg.MaxBodyBytes,
-		Hosts:          n.hosts(),
-		OriginPatterns: n.cfg.Origins,
-	})
-	if err != nil {
+	door := n.cfg.door()
+	door.Ready, door.Metrics, door.Other, door.Hosts = n.ready, metricsHandler(n.registry), n.console(), n.hosts()
+	if n.gateway, err = gateway.New(door); err != nil {
 		return err
 	}
 	metrics := engine.NewMetrics()

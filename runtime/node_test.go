@@ -174,6 +174,7 @@ func TestStartRefuses(t *testing.T) {
 		"an odd shard number": {cfg: runtime.Config{Shards: 3}, want: "want a power of two"},
 		"a negative time":     {cfg: runtime.Config{StopTimeout: -1}, want: "is negative"},
 		"a bad origin":        {cfg: runtime.Config{Origins: []string{"http://["}}, want: "origin"},
+		"a bad host":          {cfg: runtime.Config{Hosts: []string{"http://x"}}, want: `host pattern "http://x" is malformed`},
 		"a class twice":       {classes: []durable.Definition{greeterDefinition, greeterDefinition}, want: `class "greeter" is defined twice`},
 		"an ended context":    {ctx: canceled, want: "changed my mind"},
 	} {

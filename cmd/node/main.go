@@ -62,6 +62,9 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer, si
 	logger := s.logger(stderr)
 	if err := serve(ctx, s, logger, stdout); err != nil {
 		fmt.Fprintf(stderr, "holdfast: %v\n", err)
+		if errors.Is(err, runtime.ErrConfiguration) {
+			return 2
+		}
 		return 1
 	}
 	return 0

@@ -114,6 +114,15 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// Check returns which setting makes no sense, if one does. [New] does the same.
+func (c Config) Check() error {
+	_, err := parseHosts(c.Hosts)
+	if err == nil {
+		_, err = parseOrigins(c.OriginPatterns)
+	}
+	return err
+}
+
 func setDefault[T comparable](p *T, v T) {
 	var zero T
 	if *p == zero {

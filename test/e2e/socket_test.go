@@ -29,7 +29,7 @@ func TestCounter(t *testing.T) {
 		{http.MethodGet, "/", "", `{"value":40}`},
 		{http.MethodPost, "/reset", "", `{"value":0}`},
 	} {
-		if got := n.do(c.method, "/objects/counter/visits"+c.path, c.body, http.StatusOK); got != c.want {
+		if got := n.do(c.method, "/objects/counter/visits"+c.path, c.body, http.StatusOK); strings.TrimSpace(got) != c.want {
 			t.Errorf("%s %s %s answers %s, want %s", c.method, c.path, c.body, got, c.want)
 		}
 	}

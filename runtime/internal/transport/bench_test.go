@@ -4,46 +4,13 @@ package transport
 
 import (
 	"fmt"
-	"net"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/holdfast-run/holdfast/placement"
-	"github.com/holdfast-run/holdfast/runtime/internal/secret"
 )
-
-// loopback makes nodes that reach each other over TCP.
-func loopback(b *testing.B, ids ...placement.NodeID) map[placement.NodeID]*Network {
-	b.Helper()
-	ring, err := secret.Parse([]byte(secret.New()))
-	if err != nil {
-		b.Fatal(err)
-	}
-	addrs, all := make(map[placement.NodeID]string), make(map[placement.NodeID]*Network)
-	for _, id := range ids {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		addrs[id] = l.Addr().String()
-		all[id], err = New(Config{
-			Self: id, Cluster: "bench", Credentials: ring, Listener: l,
-			Resolve: func(id placement.NodeID) (string, bool) { a, ok := addrs[id]; return a, ok },
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
-	for _, n := range all {
-		n.Start()
-		b.Cleanup(func() { n.Stop(b.Context()) })
-	}
-	return all
-}
 
 // cpu returns the time that all processors have worked for this process.
 func cpu(b *testing.B) time.Duration {
@@ -67,7 +34,7 @@ func measure(b *testing.B, f func()) {
 func BenchmarkHeartbeat(b *testing.B) {
 	for _, groups := range []int{1, 8, 32} {
 		b.Run(fmt.Sprintf("groups=%d", groups), func(b *testing.B) {
-			all := loopback(b, "a", "b")
+			all := loopback(b, nil, "a", "b")
 			var list []*Group
 			for i := range groups {
 				list = append(list, all["a"].Raft(uint64(i)))
@@ -97,7 +64,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, groups := range []int{1, 8, 32} {
 		for _, size := range []int{100, 4 << 10, 64 << 10} {
 			b.Run(fmt.Sprintf("groups=%d/bytes=%d", groups, size), func(b *testing.B) {
-				all := loopback(b, "a", "b")
+				all := loopback(b, nil, "a", "b")
 				b.SetBytes(int64(size))
 				var list []raft.AppendPipeline
 				for i := range groups {
@@ -138,7 +105,7 @@ func BenchmarkAppend(b *testing.B) {
 func BenchmarkConfirm(b *testing.B) {
 	for _, readers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("readers=%d", readers), func(b *testing.B) {
-			all := loopback(b, nodes...)
+			all := loopback(b, nil, nodes...)
 			for _, n := range all {
 				n.Raft(1).SetTerm(func() uint64 { return 1 })
 			}

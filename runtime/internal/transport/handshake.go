@@ -173,12 +173,10 @@ func (n *Network) introduce(ctx context.Context, raw net.Conn, want placement.No
 
 // ask says hello and waits for the answer.
 func (n *Network) ask(t io.ReadWriter, h hello) (hello, error) {
-	if _, err := t.Write(h.encode()); err != nil {
-		return hello{}, err
-	}
+	_, written := t.Write(h.encode())
 	var start [4]byte
 	if _, err := io.ReadFull(t, start[:]); err != nil {
-		return hello{}, err
+		return hello{}, errors.Join(err, written) // the reason, if there is one, has come before the end
 	}
 	body, err := readBody(t, start[2:])
 	if err != nil {
@@ -219,7 +217,7 @@ func (n *Network) welcome(raw net.Conn) (*conn, byte, error) {
 		if c != nil {
 			n.forget(c)
 		}
-		_ = t.Close() // with a good-bye, so that the answer arrives
+		_ = t.CloseWrite() // so that the other side need not wait for the end
 		return nil, 0, err
 	}
 	return c, h.service, raw.SetDeadline(time.Time{})

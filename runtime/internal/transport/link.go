@@ -17,8 +17,9 @@ type link struct {
 	conn *conn
 	out  *outbox
 
-	heard atomic.Int64 // when something came last: nanoseconds after born
-	born  time.Time
+	heard   atomic.Int64 // when something came last: nanoseconds after born
+	born    time.Time
+	probing atomic.Bool // a sign of life is awaited
 
 	mu      sync.Mutex // guards what follows
 	pending map[uint64]waiter
@@ -108,13 +109,32 @@ func (l *link) read() {
 	}
 }
 
-// expired is called when a request that was sent at a time got no answer. If nothing has come since,
+// expired is called when a request that was sent at a time got no answer. If nothing at all has come
+// since, the peer is asked for a sign of life, which needs neither its disk nor a group. Without one
 // the connection is taken for broken, like everything else to the peer.
 func (l *link) expired(sent time.Time) {
-	if l.born.Add(time.Duration(l.heard.Load())).Before(sent) {
-		l.lane.peer.silent(fmt.Errorf("%w: nothing comes from it", ErrTimeout))
+	if l.heardSince(sent) || !l.probing.CompareAndSwap(false, true) {
+		return
 	}
+	now := time.Now()
+	_, _ = l.send(0, kindConfirm, nil, sign{}, time.Time{})
+	time.AfterFunc(l.lane.peer.net.cfg.ControlTimeout, func() {
+		l.probing.Store(false)
+		if !l.heardSince(now) {
+			l.lane.peer.silent(fmt.Errorf("%w: nothing comes from it", ErrTimeout))
+		}
+	})
 }
+
+func (l *link) heardSince(t time.Time) bool {
+	return !l.born.Add(time.Duration(l.heard.Load())).Before(t)
+}
+
+// A sign waits for a sign of life: that something comes is enough.
+type sign struct{}
+
+func (sign) answered(kind, []byte) {}
+func (sign) failed(error)          {}
 
 // fail breaks the link, and with it all that wait on it.
 func (l *link) fail(err error) {

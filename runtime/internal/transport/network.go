@@ -35,6 +35,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -365,10 +366,12 @@ func (n *Network) greet(raw net.Conn) {
 // receive is the life of a connection that was accepted.
 func (n *Network) receive(raw net.Conn) {
 	c, service, err := n.welcome(raw)
-	<-n.greeting
 	if err != nil {
 		n.refusedIn(raw.RemoteAddr(), err)
-		_ = raw.Close()
+		n.linger(raw)
+	}
+	<-n.greeting
+	if err != nil {
 		return
 	}
 	if service == serviceWeb {
@@ -377,6 +380,20 @@ func (n *Network) receive(raw net.Conn) {
 	}
 	n.services[service](c.peer, c)
 }
+
+// linger closes a connection that was refused. It reads a little before: closed with something
+// unread, TCP would throw away the reason that is on its way to the other side.
+func (n *Network) linger(raw net.Conn) {
+	defer raw.Close()
+	if raw.SetDeadline(time.Now().Add(lingerTime)) == nil && n.ctx.Err() == nil {
+		_, _ = io.CopyN(io.Discard, raw, lingerBytes)
+	}
+}
+
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 64 << 10
+)
 
 // peer returns a peer, which need not be connected.
 func (n *Network) peer(id placement.NodeID) *peer {

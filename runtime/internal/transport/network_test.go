@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
@@ -349,6 +350,80 @@ func TestStopLetsRequestsEnd(t *testing.T) {
 			t.Errorf("got %q, %v", body, err)
 		}
 	})
+}
+
+// TestLoopback does the most important things over TCP.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	told := make(chan placement.NodeID, 1)
+	all := loopback(t, func(c *Config) {
+		if c.Self == "a" {
+			c.OnRefused = func(id placement.NodeID) { told <- id }
+		}
+	}, "a", "b")
+	a, b := all["a"], all["b"]
+	a.Raft(1)
+	go accept(b.Raft(1))
+	if err := a.group(1).AppendEntries("b", "b", appendRequest(3, 10), new(raft.AppendEntriesResponse)); err != nil {
+		t.Error(err)
+	}
+	b.Serve(echo("members"), nil)
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://node/x", strings.NewReader("hello"))
+	resp, err := a.RoundTripper("b").RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); string(body) != "hello" || err != nil {
+		t.Errorf("%q, %v", body, err)
+	}
+	resp.Body.Close()
+	if err := b.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	select {
+	case id := <-told:
+		if id != "b" {
+			t.Errorf("%s is gone", id)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("nobody noticed that b is gone")
+	}
+}
+
+// loopback makes nodes that reach each other over TCP.
+func loopback(t testing.TB, change func(*Config), ids ...placement.NodeID) map[placement.NodeID]*Network {
+	t.Helper()
+	ring, err := secret.Parse([]byte(secret.New()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, all := make(map[placement.NodeID]string), make(map[placement.NodeID]*Network)
+	for _, id := range ids {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[id] = l.Addr().String()
+		cfg := Config{
+			Self: id, Cluster: "blue", Credentials: ring, Listener: l,
+			Resolve: func(id placement.NodeID) (string, bool) { a, ok := addrs[id]; return a, ok },
+		}
+		if change != nil {
+			change(&cfg)
+		}
+		if all[id], err = New(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range all {
+		n.Start()
+		t.Cleanup(func() {
+			if err := n.Stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return all
 }
 
 // count returns what a counter has counted.

@@ -170,6 +170,33 @@ func TestHungFollower(t *testing.T) {
 	})
 }
 
+// TestSlowPeer tells a peer whose groups do not answer from one that cannot be reached.
+func TestSlowPeer(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.start("a", nil, nil), w.start("b", nil, nil)
+		g := a.Raft(1)
+		b.Raft(1) // nobody reads its messages
+		for range 5 {
+			if err := g.AppendEntries("b", "b", appendRequest(0, 0), new(raft.AppendEntriesResponse)); !errors.Is(err, ErrTimeout) {
+				t.Errorf("got %v", err)
+			}
+		}
+		link := a.peer("b").control.current()
+		time.Sleep(5 * time.Second)
+		if link == nil || link != a.peer("b").control.current() {
+			t.Error("the connection was broken although the peer is there")
+		}
+		w.net.Partition("b")
+		if err := g.AppendEntries("b", "b", appendRequest(0, 0), new(raft.AppendEntriesResponse)); !errors.Is(err, ErrTimeout) {
+			t.Errorf("got %v", err)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		if a.peer("b").control.current() != nil {
+			t.Error("a connection that leads nowhere is kept")
+		}
+	})
+}
+
 // TestSlowWire fills the connection of entries. Heartbeats, which have another, must not wait.
 func TestSlowWire(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
