@@ -150,14 +150,16 @@ type adminError struct {
 // adminHandler serves those who hold the cluster's secret.
 func (n *Node) adminHandler() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+adminPrefix+"snapshot/shard", n.adminSnapshotShard)
 	for pattern, serve := range map[string]func(*http.Request) (any, error){
-		"GET members": n.adminMembers,
-		"GET shards":  n.adminShards,
-		"GET where":   n.adminWhere,
-		"POST drain":  n.adminMark(n.topologyDrain),
-		"POST return": n.adminMark(n.topologyReturn),
-		"POST remove": n.adminMark(n.topologyRemove),
-		"POST set":    n.adminSet,
+		"GET members":  n.adminMembers,
+		"GET shards":   n.adminShards,
+		"GET where":    n.adminWhere,
+		"POST drain":   n.adminMark(n.topologyDrain),
+		"POST return":  n.adminMark(n.topologyReturn),
+		"POST remove":  n.adminMark(n.topologyRemove),
+		"POST set":     n.adminSet,
+		"GET snapshot": n.adminSnapshot,
 	} {
 		method, op, _ := strings.Cut(pattern, " ")
 		mux.HandleFunc(method+" "+adminPrefix+op, func(w http.ResponseWriter, r *http.Request) {

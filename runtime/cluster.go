@@ -295,7 +295,7 @@ func (c *cluster) startGossip(ctx context.Context, self placement.Node) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), packets.Close())
 	}
-	c.gossip, err = membership.Open(membership.Config{
+	c.gossip, err = membership.Open(membership.Config{ //nolint:contextcheck // it lives until stop
 		Self:        membership.Member{ID: self.ID, Addr: self.Addr, Zone: self.Zone, Version: self.Version},
 		Cluster:     c.node.dirs.id.Cluster,
 		Advertise:   advertise,
@@ -375,6 +375,7 @@ func (c *cluster) serve() {
 	members := http.NewServeMux()
 	members.Handle("/topology/", c.node.topology.Handler())
 	members.HandleFunc("GET "+pathShardReport, c.serveReport)
+	members.HandleFunc("GET "+pathShardSnapshot, c.node.serveSnapshot)
 	members.Handle(router.PathPrefix, c.router.Handler(transport.PeerFrom))
 	guests := http.NewServeMux()
 	guests.Handle("/", c.node.topology.Guests())
@@ -424,13 +425,18 @@ func doJSON(rt http.RoundTripper, req *http.Request, into any) error {
 	defer resp.Body.Close()
 	body := http.MaxBytesReader(nil, resp.Body, maxAnswer)
 	if resp.StatusCode != http.StatusOK {
-		var e adminError
-		if err := json.NewDecoder(body).Decode(&e); err != nil || e.Error == "" {
-			return fmt.Errorf("the node answered %s", resp.Status)
-		}
-		return errors.New(e.Error)
+		return answeredError(resp)
 	}
 	return json.NewDecoder(body).Decode(into)
+}
+
+// answeredError returns what a node answered instead.
+func answeredError(resp *http.Response) error {
+	var e adminError
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxAnswer)).Decode(&e); err != nil || e.Error == "" {
+		return fmt.Errorf("the node answered %s", resp.Status)
+	}
+	return errors.New(e.Error)
 }
 
 func answerJSON(w http.ResponseWriter, status int, v any) {

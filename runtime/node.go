@@ -123,7 +123,7 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if n.shards, err = newShards(n); err != nil {
+	if n.shards, err = newShards(n); err != nil { //nolint:contextcheck // what it starts lives until close
 		return err
 	}
 	cfg := topology.Config{
@@ -152,6 +152,9 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 func (n *Node) buildEngine(ctx context.Context) (err error) {
 	door := n.cfg.door()
 	door.Ready, door.Metrics, door.Other, door.Hosts = n.ready, metricsHandler(n.registry), n.console(), n.hosts()
+	if n.cluster != nil {
+		door.Sockets.AcceptWait = acceptWait
+	}
 	if n.gateway, err = gateway.New(door); err != nil {
 		return err
 	}
@@ -219,15 +222,36 @@ func (n *Node) openShards(ctx context.Context) error {
 // lead runs the objects of a shard that this node has become the owner of, once the sockets
 // are known that other nodes hold for them.
 func (n *Node) lead(ctx context.Context, id placement.ShardID, store *shard.Store) {
-	if n.cluster != nil {
-		if err := n.cluster.relay.Gather(ctx, id, store.Epoch()); err != nil {
-			n.cfg.Logger.Debug("a reign ended before it began", slog.Uint64("shard", uint64(id)), slog.Any("error", err))
-			return
-		}
-		defer n.cluster.relay.End(id, store.Epoch())
+	if n.cluster == nil {
+		n.engine.Lead(ctx, id, store)
+		return
+	}
+	defer n.cluster.relay.End(id, store.Epoch())
+	if err := n.cluster.relay.Gather(ctx, id, store.Epoch()); err != nil {
+		n.cfg.Logger.Debug("a reign ended before it began", slog.Uint64("shard", uint64(id)), slog.Any("error", err))
+		<-ctx.Done() // another owner is known, so this is soon
+		return
 	}
 	n.engine.Lead(ctx, id, store)
 }
+
+// flushSockets waits until other nodes have what objects here sent to sockets there.
+func (n *Node) flushSockets(ctx context.Context) {
+	if n.cluster == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, flushSocketsTimeout)
+	defer cancel()
+	if err := n.cluster.relay.Flush(ctx); err != nil {
+		n.cfg.Logger.Debug("sockets may be closed by a hand-over", slog.Any("error", err))
+	}
+}
+
+// acceptWait is how long a client's handshake waits for what its object on another node sends
+// first; the two come on different connections.
+const acceptWait = 5 * time.Second
+
+const flushSocketsTimeout = 200 * time.Millisecond
 
 func (n *Node) serve(context.Context) error {
 	n.serving.Go(func() { // until the gateway shuts down

@@ -3,9 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +25,7 @@ type shards struct {
 	disk     *shard.Disk
 	flusher  *replica.Flusher
 	scrubber *shard.Scrubber
+	sending  *replica.Limiter // of snapshots
 	metrics  *replica.Metrics
 
 	mu   sync.Mutex // guards held
@@ -55,6 +54,7 @@ func newShards(n *Node) (*shards, error) {
 		disk:     disk,
 		flusher:  replica.NewFlusher(replica.FlusherConfig{Logger: n.cfg.Logger}),
 		scrubber: shard.NewScrubber(shard.ScrubberConfig{Logger: n.cfg.Logger}),
+		sending:  replica.NewLimiter(replica.DefaultSnapshots),
 		metrics:  replica.NewMetrics(),
 		held:     make(map[placement.ShardID]*holding),
 	}, nil
@@ -117,7 +117,7 @@ func (s *shards) open(ctx context.Context) error {
 
 func (s *shards) openOne(ctx context.Context, id placement.ShardID, record placement.Shard) error {
 	n := s.node
-	path := filepath.Join(n.dirs.shards(), fmt.Sprintf("%04d.db", id))
+	path := n.dirs.shard(id)
 	held, err := shard.Holds(n.log, id, path)
 	if err != nil {
 		return err
@@ -126,24 +126,26 @@ func (s *shards) openOne(ctx context.Context, id placement.ShardID, record place
 		return nil
 	}
 	sh, err := shard.Open(ctx, shard.Config{
-		ID:        id,
-		NodeID:    n.dirs.id.Node,
-		Path:      path,
-		Log:       n.log,
-		Transport: n.raft(shard.Group(id)),
-		Flusher:   s.flusher,
-		Disk:      s.disk,
-		Scrubber:  s.scrubber,
-		Join:      !n.founds(record),
-		Lead:      n.lead,
-		OnFatal:   n.cfg.OnFatal,
-		Logger:    n.cfg.Logger,
-		Metrics:   s.metrics,
+		ID:         id,
+		NodeID:     n.dirs.id.Node,
+		Path:       path,
+		Log:        n.log,
+		Transport:  n.raft(shard.Group(id)),
+		Flusher:    s.flusher,
+		Disk:       s.disk,
+		Scrubber:   s.scrubber,
+		Snapshots:  s.sending,
+		Join:       !n.founds(record),
+		Lead:       n.lead,
+		OnHandOver: n.flushSockets,
+		OnFatal:    n.cfg.OnFatal,
+		Logger:     n.cfg.Logger,
+		Metrics:    s.metrics,
 	})
 	if err != nil {
 		return err
 	}
-	s.hold(id, sh)
+	s.hold(id, sh) //nolint:contextcheck // it lives until release
 	return nil
 }
 

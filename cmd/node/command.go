@@ -63,7 +63,7 @@ const commandTimeout = 30 * time.Second
 
 // command runs a command and returns the exit status.
 func command(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	err := dispatch(args, getenv, stdout)
+	err := dispatch(args, getenv, stdout, stderr)
 	var wrong usageError
 	switch {
 	case err == nil:
@@ -82,7 +82,7 @@ type usageError string
 
 func (e usageError) Error() string { return string(e) }
 
-func dispatch(args []string, getenv func(string) string, stdout io.Writer) error {
+func dispatch(args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	name, args := args[0], args[1:]
 	switch name {
 	case "help":
@@ -90,6 +90,8 @@ func dispatch(args []string, getenv func(string) string, stdout io.Writer) error
 		return nil
 	case "secret":
 		return secret(args, stdout)
+	case "snapshot":
+		return snapshot(args, getenv, stdout, stderr)
 	case "health":
 		return health(args, getenv)
 	}
@@ -231,6 +233,9 @@ func help(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "  secret [--file FILE]\tprint a new cluster secret, or write it to a file if there is none\n")
 	fmt.Fprint(t, "  health [--listen ADDRESS]\tsay whether the node at its front door is ready\n")
+	fmt.Fprint(t, "  snapshot save FILE\tsave the whole cluster; with --data DIR [--log-dir DIR] one node that is stopped\n")
+	fmt.Fprint(t, "  snapshot check FILE\tread a snapshot through\n")
+	fmt.Fprint(t, "  snapshot restore FILE --data DIR [--log-dir DIR]\tmake the first node of a new cluster of it\n")
 	for _, v := range verbs() {
 		fmt.Fprintf(t, "  %s\t%s\n", strings.TrimSpace(v.name+" "+strings.Join(v.args, " ")), v.about)
 	}

@@ -2,7 +2,6 @@ package membership
 
 import (
 	"bytes"
-
 	"fmt"
 	"net"
 	"net/netip"

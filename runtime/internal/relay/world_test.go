@@ -600,13 +600,13 @@ func (w *world) call(object, method, arg string) string {
 	to := host.Ref{Class: "room", ID: placement.NamedID("room", object), Name: object, Named: true}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	var any *node
+	var asked *node
 	w.mu.Lock()
 	for _, n := range w.nodes {
-		any = n
+		asked = n
 	}
 	w.mu.Unlock()
-	reply, err := any.Call(ctx, to, method, []byte(arg))
+	reply, err := asked.Call(ctx, to, method, []byte(arg))
 	if err != nil {
 		w.t.Fatalf("%s of %s: %v", method, object, err)
 	}

@@ -212,6 +212,9 @@ func (r *Replica) handOver(ctx context.Context, to placement.NodeID) error {
 	if err := c.occupy(ctx); err != nil {
 		return err
 	}
+	if r.cfg.OnHandOver != nil {
+		r.cfg.OnHandOver(ctx)
+	}
 	f := r.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
 	answered, err := await(r.stopping, f.Error) // it takes no longer than an election
 	if !answered {

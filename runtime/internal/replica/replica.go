@@ -115,6 +115,10 @@ type Config struct {
 	// waits for ctx.
 	Lead func(ctx context.Context, reign *Reign)
 
+	// OnHandOver is called in the middle of a hand-over: everything proposed has been committed,
+	// and the other member is told next. What it waits for is added to the gap. Default: nothing.
+	OnHandOver func(ctx context.Context)
+
 	// OnFatal is called when the replica cannot go on: the state machine failed or hangs, or
 	// the log is damaged. The default ends the process with status 1.
 	OnFatal func(error)

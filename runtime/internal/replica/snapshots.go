@@ -63,7 +63,12 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if id != stateID {
 		return s.openReceived(id)
 	}
-	r := s.replica
+	return s.replica.Snapshot()
+}
+
+// Snapshot streams the state as it is now. The reader must be read without long pauses, and
+// closed.
+func (r *Replica) Snapshot() (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if err := r.cfg.Snapshots.enter(r.stopping); err != nil {
 		return nil, nil, err
 	}

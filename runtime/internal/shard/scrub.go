@@ -173,7 +173,7 @@ func (s *Scrubber) scrub(ctx context.Context, f *scrubbed) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(f.ctx, cancel)()
+	defer context.AfterFunc(f.ctx, cancel)() //nolint:contextcheck // the time that the file is in our care
 
 	start := time.Now()
 	records, err := s.read(ctx, f.shard.machine)

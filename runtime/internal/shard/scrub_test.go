@@ -79,17 +79,20 @@ func TestEveryFileIsReadOnceADay(t *testing.T) {
 		defer s.Stop()
 		defer s.add(good)()
 		remove := s.add(bad)
-		time.Sleep(3*24*time.Hour + time.Hour) // whatever the hour of the day that they were given
+		time.Sleep(3*24*time.Hour + time.Hour) // three or four times, by the hour that chance gave them
 		synctest.Wait()
-		for result, want := range map[string]float64{scrubSound: 3, scrubDamaged: 3, scrubFailed: 0} {
-			if got := reading(s.scrubs.WithLabelValues(result)); got != want {
-				t.Errorf("%v scrubs were %s, want %v", got, result, want)
+		for _, result := range []string{scrubSound, scrubDamaged} {
+			if got := reading(s.scrubs.WithLabelValues(result)); got < 3 || got > 4 {
+				t.Errorf("%v scrubs were %s, want 3 or 4", got, result)
 			}
+		}
+		if got := reading(s.scrubs.WithLabelValues(scrubFailed)); got != 0 {
+			t.Errorf("%v scrubs failed", got)
 		}
 		if got := reading(s.damaged); got != 1 {
 			t.Errorf("%v shards are damaged, want 1", got)
 		}
-		if n := strings.Count(log.String(), "level=ERROR"); n != 3 || !strings.Contains(log.String(), "checksum") {
+		if n := strings.Count(log.String(), "level=ERROR"); float64(n) != reading(s.scrubs.WithLabelValues(scrubDamaged)) || !strings.Contains(log.String(), "checksum") {
 			t.Errorf("the log says %d times:\n%s", n, &log)
 		}
 		remove()

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -43,6 +44,9 @@ type Config struct {
 	// after ctx has ended, with nothing left that uses the store.
 	Lead func(ctx context.Context, id placement.ShardID, store *Store)
 
+	// OnHandOver is called when everything is committed and another node is about to lead.
+	OnHandOver func(ctx context.Context) // default: nothing happens
+
 	OnFatal func(error) // when the shard cannot go on; default: exit with status 1
 
 	Logger  *slog.Logger     // default: discard
@@ -57,6 +61,7 @@ type Shard struct {
 	log     *slog.Logger
 	machine *storage.Machine
 	replica *replica.Replica
+	reign   atomic.Pointer[replica.Reign] // while this node owns the shard
 
 	unscrub func()
 
@@ -100,11 +105,14 @@ func Open(ctx context.Context, cfg Config) (*Shard, error) {
 		Flusher:     cfg.Flusher,
 		Snapshots:   cfg.Snapshots,
 		Join:        cfg.Join,
+		OnHandOver:  cfg.OnHandOver,
 		OnFatal:     cfg.OnFatal,
 		Logger:      cfg.Logger,
 		Metrics:     cfg.Metrics,
 		SnapshotDir: filepath.Dir(cfg.Path),
 		Lead: func(ctx context.Context, reign *replica.Reign) {
+			s.reign.Store(reign)
+			defer s.reign.Store(nil)
 			cfg.Lead(ctx, cfg.ID, &Store{machine: machine, reign: reign, disk: cfg.Disk})
 		},
 	})

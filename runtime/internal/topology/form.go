@@ -174,9 +174,9 @@ func (b *ballot) count(greetings map[string]greeting) (_ Formed, decided bool, e
 	votes := map[placement.NodeID]bool{}
 	listed := len(greetings) + 1
 	for addr, g := range greetings {
-		switch {
-		case g.Candidate == "":
-		case g.Candidate == b.self:
+		switch g.Candidate {
+		case "":
+		case b.self:
 			listed-- // the list has this node, too
 		default:
 			nodes[g.Candidate] = addr
