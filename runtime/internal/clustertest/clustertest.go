@@ -3,7 +3,7 @@
 // refused. It is for tests in testing/synctest bubbles:
 //
 //	synctest.Test(t, func(t *testing.T) {
-//		c := clustertest.New(t, clustertest.Config{Nodes: 3, Classes: classes})
+//		c := clustertest.New(t, clustertest.Config{Classes: classes})
 //		c.Partition(c.Owner("counter", "visits"))
 //		...
 //		c.Heal()

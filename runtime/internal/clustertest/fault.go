@@ -153,11 +153,10 @@ func mute(c *Cluster, r *rand.Rand) func() {
 // bridge leaves two halves that only one member can talk to.
 func bridge(c *Cluster, r *rand.Rand) func() {
 	all := c.shuffled(r)[1:] // the first one is the bridge
-	for i, a := range all[:len(all)/2] {
+	for _, a := range all[:len(all)/2] {
 		for _, b := range all[len(all)/2:] {
 			c.Cut(a, b)
 		}
-		_ = i
 	}
 	return nil
 }
