@@ -231,7 +231,7 @@ func replicas(nodes int) int { return max(1, min(5, nodes-1+nodes%2)) }
 
 // Note writes a line between those of the nodes. It may be called from any goroutine.
 func (c *Cluster) Note(format string, args ...any) {
-	c.logs.logger("test").Info(fmt.Sprintf(format, args...))
+	c.logs.logger("test").Info("the test", slog.String("says", fmt.Sprintf(format, args...)))
 }
 
 // logs is what the nodes have logged lately.

@@ -4,13 +4,12 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"path/filepath"
 
 	"github.com/anishathalye/porcupine"
 )
