@@ -157,6 +157,7 @@ func (p *planner) mend(maxMoving int) {
 				bad++
 			}
 		}
+		want := p.keep(want, len(s.Replicas)-bad)
 		if bad == 0 && len(s.Replicas) == want {
 			continue
 		}
@@ -188,6 +189,16 @@ func (p *planner) mend(maxMoving int) {
 		}
 		s.Replicas = next
 	}
+}
+
+// keep returns how many replicas a shard should have that has so many good ones. Of several
+// not all but one are given up by themselves, when all but two nodes have gone: then a single disk
+// would be all that is left of what is safe now.
+func (p *planner) keep(want, good int) int {
+	if p.c.Replicas == 0 && want == 1 && good > 1 {
+		return good
+	}
+	return want
 }
 
 // restore counts as if the replicas were still old.

@@ -195,6 +195,28 @@ func TestRemovedNode(t *testing.T) {
 	check(t, c, placement.View{}, 3)
 }
 
+// When all but two nodes have gone, what had several replicas keeps those that are left.
+func TestTwoNodesLeft(t *testing.T) {
+	t.Parallel()
+	c := cluster(3, 8, 1)
+	settle(t, c, placement.View{})
+	n := c.Nodes[name(0)]
+	n.State = placement.NodeRemoved
+	c.Nodes[name(0)] = n
+	settle(t, c, placement.View{})
+	for i, s := range c.Shards {
+		if len(s.Replicas) != 2 || slices.Contains(s.Replicas, name(0)) {
+			t.Errorf("shard %d was left with %v", i, s.Replicas)
+		}
+	}
+	add(c, 3, 1)
+	settle(t, c, placement.View{})
+	check(t, c, placement.View{}, 3)
+	c.Replicas = 1 // somebody wants it so
+	settle(t, c, placement.View{})
+	check(t, c, placement.View{}, 1)
+}
+
 // A node that leaves for a while owns nothing, keeps its replicas and is given none.
 func TestLeavingNode(t *testing.T) {
 	t.Parallel()

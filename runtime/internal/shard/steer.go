@@ -67,7 +67,7 @@ const (
 // Steer brings the shard's group to its wanted members and its wanted owner, one step at a
 // time, whenever this node leads it. It returns when ctx has ended, and is called once.
 func (s *Shard) Steer(ctx context.Context, cfg Steering) {
-	h := &helm{shard: s, cfg: cfg.withDefaults(), since: make(map[placement.NodeID]time.Time)}
+	h := &helm{shard: s, cfg: cfg.withDefaults(), since: make(map[placement.NodeID]time.Time), lag: make(map[placement.NodeID]time.Time)}
 	timer := time.NewTimer(restPause)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -114,7 +114,12 @@ type helm struct {
 	epoch placement.Epoch
 	began time.Time                      // when the reign was seen first
 	since map[placement.NodeID]time.Time // when a member had caught up, and has been since
+	lag   map[placement.NodeID]time.Time // since when it has not, which for a moment is not held against it
 }
+
+// blink is how long a member may lag and still have kept up: every change of the members makes
+// all of them lag for a moment, and those that come together are to get their votes together.
+const blink = time.Second
 
 // turn takes the next step, and returns how long to wait before the one after it.
 func (h *helm) turn(ctx context.Context) (pause time.Duration) {
@@ -126,6 +131,7 @@ func (h *helm) turn(ctx context.Context) (pause time.Duration) {
 	if epoch != h.epoch {
 		h.epoch, h.began = epoch, time.Now()
 		clear(h.since)
+		clear(h.lag)
 	}
 	scene, at := h.look()
 	st := scene.next()
@@ -159,12 +165,7 @@ func (h *helm) look() (s scene, at uint64) {
 	}
 	for _, m := range group.Members {
 		caught := group.CaughtUp(m.ID)
-		if !caught {
-			delete(h.since, m.ID)
-		} else if h.since[m.ID].IsZero() {
-			h.since[m.ID] = now
-		}
-		since := now.Sub(h.since[m.ID])
+		since := now.Sub(h.note(m.ID, caught, now))
 		s.members = append(s.members, seen{
 			id:      m.ID,
 			voter:   m.Voter,
@@ -174,6 +175,22 @@ func (h *helm) look() (s scene, at uint64) {
 		})
 	}
 	return s, group.Index
+}
+
+// note notes whether a member has caught up, and returns since when it has.
+func (h *helm) note(id placement.NodeID, caught bool, now time.Time) time.Time {
+	switch {
+	case caught:
+		delete(h.lag, id)
+		if h.since[id].IsZero() {
+			h.since[id] = now
+		}
+	case h.lag[id].IsZero():
+		h.lag[id] = now
+	case now.Sub(h.lag[id]) > blink:
+		delete(h.since, id)
+	}
+	return h.since[id]
 }
 
 // take takes a step, unless the members are no longer those of an index.

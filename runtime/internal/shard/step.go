@@ -130,14 +130,16 @@ func (s scene) promote() (step, bool) {
 }
 
 // demote takes a vote away, once all wanted ones have theirs and those that are left can
-// commit without it. A voter that is not there goes first.
+// commit without it. A voter that is not there goes first, and then one that nothing may be given
+// to: it may be gone without being missed yet, and if it then had to agree to the demotion of
+// another one, the group would wait for it for ever.
 func (s scene) demote() (step, bool) {
 	for _, id := range s.want.Replicas {
 		if m, ok := s.member(id); !ok || !m.voter {
 			return step{}, false
 		}
 	}
-	best := step{}
+	best, rank := step{}, -1
 	for _, m := range s.members {
 		if !m.voter || m.id == s.self || s.wanted(m.id) || len(s.want.Replicas) == 0 {
 			continue
@@ -145,11 +147,22 @@ func (s scene) demote() (step, bool) {
 		if voters, live := s.count(m.id); live <= voters/2 {
 			continue
 		}
-		if best.kind == "" || !m.caught {
-			best = step{demote, m.id}
+		if r := s.absence(m); r > rank {
+			best, rank = step{demote, m.id}, r
 		}
 	}
 	return best, best.kind != ""
+}
+
+// absence is the higher the less can be expected of a member.
+func (s scene) absence(m seen) int {
+	switch {
+	case !m.caught:
+		return 2
+	case !s.fit(m.id):
+		return 1
+	}
+	return 0
 }
 
 // coming returns the wanted members without a vote that can be counted on.

@@ -82,6 +82,7 @@ func TestNextStep(t *testing.T) {
 		{"a* b d | a:vs b:vs c:vs d:x |", "rest"}, // nothing is taken before there is something for it
 		{"a* | a:vs b:vs c:vs |", "demote b"},
 		{"a* | a:vs b:vs c:v |", "demote c"},
+		{"a* | a:vs b:vs c:vsx |", "demote c"},        // it is gone, and not missed yet
 		{"a* b c | a:vs b:v c:v d:vs e:vs |", "rest"}, // a alone would be left of a, b, c with d or e
 		{"a* b c | a:vs b:vs c:vs d: |", "remove d"},
 

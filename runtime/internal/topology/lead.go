@@ -81,7 +81,12 @@ type overseer struct {
 type condition struct {
 	well  bool
 	since time.Time
+	was   time.Time // since when it had been well before
 }
+
+// blink is how long a member may lag and still have been well all the time: every change of
+// the members makes all of them lag for a moment, and those that are to vote together would not.
+const blink = 2 * roundEvery
 
 // round looks at everything once, and changes what is to be changed.
 func (o *overseer) round(ctx context.Context) {
@@ -382,11 +387,19 @@ func (o *overseer) peers(members replica.Membership) []peer {
 
 // judge says how long a member has been well, or not.
 func (o *overseer) judge(p *peer, well bool) {
+	now := time.Now()
 	was, known := o.states[p.id]
-	if !known || was.well != well {
-		was = condition{well, time.Now()}
-		o.states[p.id] = was
+	switch {
+	case !known:
+		was = condition{well: well, since: now}
+	case well && !was.well && !was.was.IsZero() && now.Sub(was.since) < blink:
+		was = condition{well: true, since: was.was}
+	case well && !was.well:
+		was = condition{well: true, since: now}
+	case was.well && !well:
+		was = condition{since: now, was: was.since}
 	}
+	o.states[p.id] = was
 	// Never 0, which would mean neither.
 	if lasts := max(time.Since(was.since), 1); well {
 		p.well = lasts

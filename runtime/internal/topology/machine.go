@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -121,8 +122,21 @@ func parseImage(file []byte) (i image, err error) {
 	return i, nil
 }
 
-// Apply applies the commands of one entry.
+// Apply applies the commands of one entry. Where the nodes are it makes durable at once: a
+// node that starts again finds the others by it, before there is a leader who could say what of
+// the log is committed. If all stopped at once, nobody would ever be elected.
 func (m *machine) Apply(index, term uint64, batches []byte) error {
+	before := m.now.State // written by no other goroutine
+	if err := m.apply(index, term, batches); err != nil {
+		return err
+	}
+	if maps.Equal(before.Nodes, m.now.State.Nodes) {
+		return nil
+	}
+	return m.Flush(context.Background())
+}
+
+func (m *machine) apply(index, term uint64, batches []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.now.Index, m.now.Term = index, term

@@ -121,14 +121,17 @@ func TestMachineKeepsItself(t *testing.T) {
 	if err := apply(m, 2, command{Found: &founding{clusterID, 4, record("a")}}); err != nil {
 		t.Fatal(err)
 	}
+	if bytes, since := m.Unflushed(); bytes != 0 || !since.IsZero() {
+		t.Errorf("%d bytes are unflushed since %v: where the nodes are is not durable", bytes, since)
+	}
+	if err := apply(m, 3, command{Set: &setting{SettingVoters, "5"}}); err != nil {
+		t.Fatal(err)
+	}
 	if bytes, since := m.Unflushed(); bytes == 0 || since.IsZero() {
 		t.Error("nothing is unflushed")
 	}
 	if err := m.Flush(t.Context()); err != nil {
 		t.Fatal(err)
-	}
-	if bytes, since := m.Unflushed(); bytes != 0 || !since.IsZero() {
-		t.Errorf("%d bytes are unflushed since %v", bytes, since)
 	}
 	again, err := openMachine(path)
 	if err != nil {
@@ -139,7 +142,7 @@ func TestMachineKeepsItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	var file bytes.Buffer
-	if _, err := snap.WriteTo(&file); err != nil || snap.Size != int64(file.Len()) || snap.Index != 2 || string(snap.Configuration) != "members" {
+	if _, err := snap.WriteTo(&file); err != nil || snap.Size != int64(file.Len()) || snap.Index != 3 || string(snap.Configuration) != "members" {
 		t.Errorf("the snapshot is %+v with %d bytes, %v", snap, file.Len(), err)
 	}
 	if err := snap.Close(); err != nil {
@@ -157,7 +160,7 @@ func TestMachineKeepsItself(t *testing.T) {
 	}
 	b := record("b")
 	for _, o := range []*machine{m, again, other} {
-		if err := apply(o, 3, command{Put: &b}); err != nil {
+		if err := apply(o, 4, command{Put: &b}); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(m.now, o.now); diff != "" {
