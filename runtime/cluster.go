@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -42,6 +43,9 @@ type cluster struct {
 	relay   *relay.Relay
 	gossip  *membership.Membership
 	joined  []placement.Node // the members, if the node has just joined
+
+	// table is the node's topology once it is open: the network asks for addresses before.
+	table atomic.Pointer[topology.Topology]
 
 	mu      sync.Mutex // guards refused
 	refused map[placement.NodeID]time.Time
@@ -164,10 +168,11 @@ func (c *cluster) connect(listener net.Listener) (err error) {
 
 // resolve returns where a node is.
 func (c *cluster) resolve(id placement.NodeID) (string, bool) {
-	if c.node.topology == nil {
+	t := c.table.Load()
+	if t == nil {
 		return "", false
 	}
-	n, ok := c.node.topology.Node(id)
+	n, ok := t.Node(id)
 	return n.Addr, ok && n.State != placement.NodeRemoved
 }
 
@@ -176,7 +181,7 @@ func (c *cluster) peerGone(peer placement.NodeID) {
 	c.mu.Lock()
 	c.refused[peer] = time.Now()
 	c.mu.Unlock()
-	if t := c.node.topology; t != nil {
+	if t := c.table.Load(); t != nil {
 		t.Suspect(peer)
 	}
 	if s := c.node.shards; s != nil {

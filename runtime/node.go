@@ -143,7 +143,9 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 		cfg.Members = n.cluster.joined
 		cfg.RoundTripper = n.cluster.network.RoundTripper
 	}
-	n.topology, err = topology.Open(ctx, cfg)
+	if n.topology, err = topology.Open(ctx, cfg); err == nil && n.cluster != nil {
+		n.cluster.table.Store(n.topology)
+	}
 	return err
 }
 
