@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 )
 
 // A node's identity is born with its data directory and dies with it. It lies in
@@ -156,7 +157,7 @@ func (d *dirs) claim(role, dir string, known []string) error {
 // foreignEntry returns what a directory without an identity holds that a node
 // would not have left there.
 func foreignEntry(entries []fs.DirEntry, known []string) (string, bool) {
-	ours := map[string]bool{lockFile: true, identityFile + ".new": true, "lost+found": true}
+	ours := map[string]bool{lockFile: true, identityFile + fsync.Next: true, "lost+found": true}
 	for _, name := range known {
 		ours[name] = true
 	}
@@ -274,7 +275,7 @@ func writeIdentity(dir string, id identity) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(filepath.Join(dir, identityFile), append(text, '\n')); err != nil {
+	if err := fsync.Replace(filepath.Join(dir, identityFile), append(text, '\n')); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
 	return nil
@@ -308,36 +309,7 @@ func makeDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(parent)
-}
-
-// writeDurably replaces a file so that after a crash it is either the old or the
-// new one, whole.
-func writeDurably(path string, content []byte) error {
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(next, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return fsync.Dir(parent)
 }
 
 // plain returns the reason of a file error without the operation and the path, which

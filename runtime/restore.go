@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-run/holdfast/placement"
 	"github.com/holdfast-run/holdfast/runtime/internal/backup"
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 	"github.com/holdfast-run/holdfast/runtime/internal/raftlog"
 	"github.com/holdfast-run/holdfast/runtime/internal/shard"
 )
@@ -114,7 +115,7 @@ func vacant(role, dir string) error {
 func (r *restore) run(ctx context.Context) error {
 	d := r.dirs
 	mark := filepath.Join(d.data, unfinished)
-	if err := writeDurably(mark, nil); err != nil {
+	if err := fsync.Replace(mark, nil); err != nil {
 		return err
 	}
 	for _, dir := range []string{d.shards(), d.wal()} {
@@ -133,7 +134,7 @@ func (r *restore) run(ctx context.Context) error {
 	if err := os.Remove(mark); err != nil {
 		return err
 	}
-	return syncDir(d.data)
+	return fsync.Dir(d.data)
 }
 
 func (r *restore) shards(ctx context.Context) (err error) {

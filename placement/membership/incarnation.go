@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -40,31 +39,8 @@ func nextIncarnation(path string) (int, error) {
 	if last < 0 || next > maxIncarnation {
 		next = incarnationStep
 	}
-	if err := writeDurably(path, fmt.Appendln(nil, next)); err != nil {
+	if err := os.WriteFile(path, fmt.Appendln(nil, next), 0o600); err != nil {
 		return 0, fmt.Errorf("write the incarnation: %w", err)
 	}
 	return next, nil
-}
-
-func writeDurably(path string, content []byte) error {
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(next, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -313,10 +313,7 @@ func TestListen(t *testing.T) {
 	t.Parallel()
 	var nodes []*Membership
 	for i := range 2 {
-		transport, err := Listen(t.Context(), "127.0.0.1:0")
-		if err != nil {
-			t.Skip(err)
-		}
+		transport := onLoopback(t)
 		m, err := Open(Config{
 			Self:      Member{ID: placement.NodeID(fmt.Sprint("n", i))},
 			Cluster:   "c",
@@ -340,6 +337,26 @@ func TestListen(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// onLoopback returns a Transport over UDP and TCP on one free port.
+func onLoopback(t *testing.T) *Transport {
+	t.Helper()
+	var lc net.ListenConfig
+	var err error
+	for range 100 { // another process may have the port that is free for TCP
+		var listener net.Listener
+		if listener, err = lc.Listen(t.Context(), "tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		var packets net.PacketConn
+		if packets, err = lc.ListenPacket(t.Context(), "udp", listener.Addr().String()); err == nil {
+			return NewTransport(packets, listener, nil)
+		}
+		_ = listener.Close()
+	}
+	t.Fatal(err)
+	return nil
 }
 
 func FuzzMeta(f *testing.F) {

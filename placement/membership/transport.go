@@ -53,21 +53,6 @@ func NewTransport(packets net.PacketConn, listener net.Listener, dial func(ctx c
 	return t
 }
 
-// Listen returns a Transport over UDP and TCP on one address, host:port. Port 0 takes a
-// free one.
-func Listen(ctx context.Context, addr string) (*Transport, error) {
-	var lc net.ListenConfig
-	listener, err := lc.Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	packets, err := lc.ListenPacket(ctx, "udp", listener.Addr().String())
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	return NewTransport(packets, listener, nil), nil
-}
-
 // Addr returns the address that it listens on.
 func (t *Transport) Addr() net.Addr { return t.listener.Addr() }
 

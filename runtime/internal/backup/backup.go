@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 )
 
 // Format is the version of the file that this program writes.
@@ -180,11 +181,7 @@ func (w *Writer) Commit() error {
 	if err := os.Rename(w.file.Name(), w.path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(w.path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return fsync.Dir(filepath.Dir(w.path))
 }
 
 // Discard gives the file up. It does nothing after Commit.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/holdfast-run/holdfast/placement"
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 	"github.com/holdfast-run/holdfast/runtime/internal/raftlog"
 	"github.com/holdfast-run/holdfast/runtime/internal/replica"
 )
@@ -57,9 +58,5 @@ func discard(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return fsync.Dir(filepath.Dir(path))
 }

@@ -15,6 +15,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 )
 
 // format is the version of what this package writes into a file. A file of another
@@ -123,11 +125,7 @@ func install(temp, path string) error {
 	if err := os.Rename(temp, path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return fsync.Dir(filepath.Dir(path))
 }
 
 // close waits for all reads to end.

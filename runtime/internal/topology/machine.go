@@ -11,10 +11,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/holdfast-run/holdfast/runtime/internal/fsync"
 	"github.com/holdfast-run/holdfast/runtime/internal/replica"
 )
 
@@ -240,7 +240,7 @@ func (m *machine) Flush(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(m.path, file); err != nil {
+	if err := fsync.Replace(m.path, file); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -275,7 +275,7 @@ func (m *machine) Restore(r io.Reader) error {
 	defer m.writing.Unlock()
 	file, img, err := readImage(r)
 	if err == nil {
-		err = writeDurably(m.path, file)
+		err = fsync.Replace(m.path, file)
 	}
 	if err != nil {
 		return fmt.Errorf("restore the placement table: %w", err)
@@ -286,28 +286,4 @@ func (m *machine) Restore(r io.Reader) error {
 	m.bytes, m.since = 0, time.Time{}
 	m.announce()
 	return nil
-}
-
-// writeDurably replaces a file so that after a crash it is either the old or the new one.
-func writeDurably(path string, content []byte) error {
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(next, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
