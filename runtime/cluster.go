@@ -55,10 +55,13 @@ type cluster struct {
 func (n *Node) enterCluster(ctx context.Context) error {
 	cfg := n.cfg.Cluster
 	if cfg == nil {
-		if n.dirs.born() {
-			return nil
+		switch {
+		case !n.dirs.born():
+			return n.dirs.found(n.cfg.Shards)
+		case n.dirs.id.Joined:
+			return errNotAlone
 		}
-		return n.dirs.found(n.cfg.Shards)
+		return nil
 	}
 	ring, proof, err := cfg.open()
 	if err != nil {

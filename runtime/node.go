@@ -143,11 +143,17 @@ func (n *Node) openTopology(ctx context.Context) (err error) {
 		cfg.Members = n.cluster.joined
 		cfg.RoundTripper = n.cluster.network.RoundTripper
 	}
-	if n.topology, err = topology.Open(ctx, cfg); err == nil && n.cluster != nil {
+	n.topology, err = topology.Open(ctx, cfg)
+	if errors.Is(err, topology.ErrOthers) {
+		return errNotAlone
+	}
+	if err == nil && n.cluster != nil {
 		n.cluster.table.Store(n.topology)
 	}
 	return err
 }
+
+var errNotAlone = errors.New("the node is one of several of a cluster: start it with the cluster's secret (--cluster-secret-file)")
 
 // buildEngine builds the engine and the gateway around each other: the gateway hands
 // requests to the engine, the engine hands what leaves the sockets' objects to the gateway.
@@ -213,7 +219,7 @@ func (n *Node) openShards(ctx context.Context) error {
 		return err
 	}
 	if nodes := n.topology.State().Present(); n.cluster == nil && len(nodes) > 1 {
-		return fmt.Errorf("the node is one of %d of a cluster: start it with the cluster's secret (--cluster-secret-file)", len(nodes))
+		return errNotAlone
 	}
 	if err := n.shards.start(ctx); err != nil {
 		return err

@@ -102,10 +102,16 @@ func TestNodesAreLost(t *testing.T) {
 	if status := c.nodes[1].stop(syscall.SIGTERM); status != 0 {
 		t.Errorf("ended with status %d", status)
 	}
+	refuse(t, 1, "--cluster-secret-file", "--listen", freeAddr(t), "--data", c.data[1])
 	progress("one is stopped")
 	c.restart(1)
 	stopped.Store(true)
 	wg.Wait()
+	if status := c.nodes[2].stop(syscall.SIGTERM); status != 0 {
+		t.Errorf("ended with status %d", status)
+	}
+	refuse(t, 1, "--cluster-secret-file", "--listen", freeAddr(t), "--data", c.data[2])
+	c.restart(2)
 	for _, n := range c.nodes {
 		for i := range tallies {
 			if v := n.value(i); v < tallies[i].acked.Load() || v > tallies[i].asked.Load() {

@@ -58,7 +58,8 @@ type Config struct {
 	Log       *raftlog.Log
 	Transport replica.Transport // of the placement group
 	Flusher   *replica.Flusher  // default: the table is flushed by Stop only
-	// RoundTripper returns the way to another member's [Topology.Handler].
+	// RoundTripper returns the way to another member's [Topology.Handler]. Without it the node
+	// runs alone: Open fails with [ErrOthers] if the table names other nodes.
 	RoundTripper func(placement.NodeID) http.RoundTripper
 	Reporter     Reporter // what this node says of itself; default: nothing
 
@@ -127,6 +128,12 @@ func (t *Topology) open(ctx context.Context) (err error) {
 	if t.machine, err = openMachine(t.cfg.Path); err != nil {
 		return err
 	}
+	if others := len(t.State().Present()) - 1; others > 0 && t.cfg.RoundTripper == nil {
+		return fmt.Errorf("%w: %d", ErrOthers, others)
+	}
+	if t.cfg.RoundTripper == nil {
+		t.cfg.RoundTripper = nowhere
+	}
 	if id := t.State().ID; id != "" && id != t.cfg.Cluster {
 		return fmt.Errorf("%s is of cluster %s, and this node of cluster %s", t.cfg.Path, id, t.cfg.Cluster)
 	}
@@ -148,6 +155,17 @@ func (t *Topology) open(ctx context.Context) (err error) {
 	})
 	return err
 }
+
+// ErrOthers means that a node that is one of several was told to run alone.
+var ErrOthers = errors.New("the cluster has other nodes")
+
+// nowhere is the way to others of a node that runs alone. It is only asked for if the log knows
+// of others and the table's file does not yet.
+func nowhere(placement.NodeID) http.RoundTripper { return unreachable{} }
+
+type unreachable struct{}
+
+func (unreachable) RoundTrip(*http.Request) (*http.Response, error) { return nil, ErrOthers }
 
 // logBytes is the log kept for members that lag. The whole table is not much larger.
 const logBytes = 4 << 20
