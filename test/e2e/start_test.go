@@ -61,7 +61,7 @@ func TestBadSettings(t *testing.T) {
 		want string
 	}{
 		"unknown flag":  {[]string{"--datta", "x"}, "flag provided but not defined: -datta"},
-		"an argument":   {[]string{"mydata"}, `unexpected argument "mydata"`},
+		"an argument":   {[]string{"mydata"}, `there is no command "mydata"`},
 		"bad level":     {[]string{"--log-level", "loud"}, `"loud"`},
 		"bad format":    {[]string{"--log-format", "xml"}, `the log format is "xml"`},
 		"bad address":   {[]string{"--listen", "8787"}, `the address "8787" is not of the form host:port`},
